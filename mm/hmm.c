@@ -1,0 +1,813 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The mirror: what the CPU's page tables say, one word per page.
+ *
+ * A device that shares a process's address space needs to know which page is
+ * behind each address, and needs pages to be there. hmm_range_fault() tells the
+ * first and sees to the second, for a range of addresses at a time.
+ *
+ * Vocabulary
+ *
+ *  - A *request* is what the caller asks for one page: nothing, readable or
+ *    writable (HMM_PFN_REQ_*).
+ *  - An *entry* is what the page tables give for it now: a pfn with its rights
+ *    and order (HMM_PFN_VALID), 0 for a page that a fault may bring, or
+ *    HMM_PFN_ERROR where none can.
+ *  - The *need* is what is between the two. Request, entry and need are values;
+ *    hmm_internal.h computes them and touches nothing.
+ *  - A *leaf* is the page-table entry that maps a page, at any level. All pages
+ *    of a leaf, of a hole, or of a VMA that cannot be mirrored have entries
+ *    that follow from the first one. hmm_emit() stores them in one go.
+ *  - A *run* is where the walk stops: the pages from the first one in need to
+ *    the end of what one PMD covers.
+ *
+ * Model
+ *
+ *   walk: read leaf, emit, read leaf, emit, ... need! --> stop, note the run
+ *                                                           |
+ *     ^                                                     v
+ *     |                                      locks of the walk are dropped
+ *     |                                                     |
+ *     +-- go on where the run begins <-- fault what is still in need of it
+ *
+ * The walk changes nothing but the caller's array and holds no lock that a
+ * fault could want, since no fault happens under it. A run is worked off with
+ * a look at the page table between any two faults: one fault may have brought
+ * many pages, and only pages that were asked for are ever faulted. Nothing is
+ * walked twice but the run itself.
+ *
+ * Locks
+ *
+ * The caller holds mmap_lock, for reading at least, and it stays held
+ * throughout: no fault is allowed to drop it. VMAs are stable therefore, and
+ * upper page tables do not go away. PTEs and PMDs are read without their
+ * spinlocks. hugetlb_vma_lock is the page walk's business.
+ *
+ * What closes the races
+ *
+ * An entry read without the page-table lock may be outdated before it is
+ * stored. So may one that is read under the lock, as soon as the lock is
+ * dropped: a lock would buy nothing. Whoever changes a present leaf, or a
+ * device-private one, announces it to the interval notifier of the range before
+ * it does, and that moves the sequence the caller has begun with. The caller
+ * looks at the sequence once more under the lock its notifier callback takes
+ * too, and throws everything away if it moved. What the walk has to see to is
+ * only that it never follows a stale pointer: pte_offset_map() holds off the
+ * freeing of page tables by RCU, and teardown of a pgmap passes an RCU grace
+ * period as well, so that a device page found meanwhile still has its pgmap.
+ */
+#include <kunit/static_stub.h>
+#include <kunit/visibility.h>
+#include <linux/bitops.h>
+#include <linux/export.h>
+#include <linux/hmm.h>
+#include <linux/hugetlb.h>
+#include <linux/huge_mm.h>
+#include <linux/memremap.h>
+#include <linux/mm.h>
+#include <linux/mmu_notifier.h>
+#include <linux/pagewalk.h>
+#include <linux/pgtable.h>
+#include <linux/sched.h>
+#include <linux/sched/signal.h>
+#include <linux/string.h>
+#include <linux/swapops.h>
+
+#include "hmm_internal.h"
+#include "internal.h"
+
+/* Not 0 and no errno: walk_page_range() hands it through as it is. */
+#define HMM_WALK_STOPPED	1
+
+/**
+ * struct hmm_walk - state of one hmm_range_fault()
+ *
+ * @range: what the caller asked for
+ * @may_want: union of what any page of @range can ask for
+ * @vma: VMA of the run that the walk stopped at
+ * @addr: first page of that run, in need; every page before it is settled
+ * @end: end of that run
+ * @need: need of the page at @addr
+ *
+ * While that run is worked off, @addr is the page to fault, and
+ *
+ * @pmdp: the PMD of the run, once there is one
+ * @single: one fault brings one page
+ * @sure: how many pages from @addr on have the same need for sure
+ */
+struct hmm_walk {
+	struct hmm_range *range;
+	unsigned long may_want;
+	struct vm_area_struct *vma;
+	unsigned long addr;
+	unsigned long end;
+	enum hmm_need need;
+
+	pmd_t *pmdp;
+	bool single;
+	unsigned long sure;
+};
+
+static unsigned long *hmm_slot(const struct hmm_range *range,
+			       unsigned long addr)
+{
+	return range->hmm_pfns + ((addr - range->start) >> PAGE_SHIFT);
+}
+
+/*
+ * Note the run that starts at @addr. A hugetlb page is a run of its own: it
+ * comes by one fault, and its page table is not one to peek at.
+ */
+static int hmm_stop(struct mm_walk *walk, unsigned long addr,
+		    unsigned long end, enum hmm_need need)
+{
+	struct hmm_walk *hw = walk->private;
+
+	if (need == HMM_NEED_IMPOSSIBLE)
+		return -EFAULT;
+
+	hw->vma = walk->vma;
+	hw->addr = addr;
+	hw->end = is_vm_hugetlb_page(walk->vma) ? addr + PAGE_SIZE :
+						  pmd_addr_end(addr, end);
+	hw->need = need;
+	return HMM_WALK_STOPPED;
+}
+
+/* How many of @nr pages from @slot on are content with one leaf's entries. */
+static unsigned long hmm_nr_content(const struct hmm_walk *hw,
+				    const unsigned long *slot, unsigned long nr,
+				    unsigned long entry)
+{
+	const struct hmm_range *range = hw->range;
+	unsigned long i;
+
+	if (hmm_need(hw->may_want, entry) == HMM_NEED_NOTHING)
+		return nr;
+	if (!(range->pfn_flags_mask & HMM_PFN_REQ_MASK))
+		return 0;
+	for (i = 0; i < nr; i++) {
+		if (hmm_need(hmm_request(range, slot[i]), entry))
+			break;
+	}
+	return i;
+}
+
+/* The unrolled part costs two instructions per page and little else. */
+static void hmm_fill(unsigned long *slot, unsigned long nr, unsigned long entry)
+{
+	if (!(entry & HMM_PFN_VALID)) {
+		memset_l(slot, entry, nr);
+		return;
+	}
+
+	for (; nr >= 8; nr -= 8, slot += 8, entry += 8) {
+		slot[0] = entry;
+		slot[1] = entry + 1;
+		slot[2] = entry + 2;
+		slot[3] = entry + 3;
+		slot[4] = entry + 4;
+		slot[5] = entry + 5;
+		slot[6] = entry + 6;
+		slot[7] = entry + 7;
+	}
+	while (nr--)
+		*slot++ = entry++;
+}
+
+/*
+ * Settle the pages from @addr to @end, all of one leaf, one hole or one VMA
+ * that has nothing to offer; @entry is that of the page at @addr. Stop at the
+ * first page that asks for more.
+ */
+static int hmm_emit(struct mm_walk *walk, unsigned long addr, unsigned long end,
+		    unsigned long entry)
+{
+	struct hmm_walk *hw = walk->private;
+	unsigned long *slot = hmm_slot(hw->range, addr);
+	unsigned long nr = (end - addr) >> PAGE_SHIFT;
+	unsigned long content = hmm_nr_content(hw, slot, nr, entry);
+
+	hmm_fill(slot, content, entry);
+	if (content == nr)
+		return 0;
+	return hmm_stop(walk, addr + (content << PAGE_SHIFT), end,
+			hmm_need(hmm_request(hw->range, slot[content]), entry));
+}
+
+/*
+ * Compose a stencil from a PTE, the bits of it that do not matter, the place of
+ * its pfn and its entry. See struct hmm_stencil.
+ */
+static struct hmm_stencil hmm_stencil_cut(pte_t pte, u64 idle,
+					  unsigned int shift,
+					  unsigned long entry, u64 lo, u64 hi)
+{
+	u64 pfn = entry & ~HMM_PFN_FLAGS;
+
+	return (struct hmm_stencil) {
+		.care = ~idle,
+		.base = (pte_val(pte) & ~idle) ^ (pfn << shift),
+		.shift = shift,
+		.lo = lo,
+		.span = hi - lo,
+		.entry = entry - (pfn - lo),
+	};
+}
+
+/* All bits that some pfn up to @hi has set. */
+static u64 hmm_pfn_bits(u64 hi)
+{
+	return (1ULL << fls64(hi)) - 1;
+}
+
+#ifndef PFN_PTE_SHIFT
+#define PFN_PTE_SHIFT	PAGE_SHIFT
+#endif
+
+/*
+ * A stencil for present PTEs like @pte with a pfn in [@lo, @hi]. That the bits
+ * of the pfn stand in the PTE in one piece at PFN_PTE_SHIFT, and that accessed
+ * and dirty make no difference, is not taken for granted: the architecture is
+ * asked what it would read if all of these bits were the other way round.
+ */
+VISIBLE_IF_KUNIT struct hmm_stencil hmm_stencil_of_pte(pte_t pte, u64 lo,
+						       u64 hi)
+{
+	u64 idle = pte_val(pte_mkyoung(pte_mkdirty(pte))) ^
+		   pte_val(pte_mkold(pte_mkclean(pte)));
+	unsigned long entry = hmm_entry_of_pte(pte, 0);
+	u64 bits = hmm_pfn_bits(hi);
+	u64 flip = bits << PFN_PTE_SHIFT;
+	pte_t other = __pte(pte_val(pte) ^ flip ^ idle);
+
+	if ((idle & flip) || hmm_entry_of_pte(other, 0) != (entry ^ bits))
+		return HMM_STENCIL_NONE;
+	return hmm_stencil_cut(pte, idle, PFN_PTE_SHIFT, entry, lo, hi);
+}
+
+/*
+ * The same for device-private PTEs. Where the pfn stands in them, and whether
+ * inverted, is up to the architecture: flip the lowest bit and look. All bits
+ * of such a PTE count.
+ */
+VISIBLE_IF_KUNIT struct hmm_stencil hmm_stencil_of_private(pte_t pte, u64 lo,
+							   u64 hi)
+{
+	swp_entry_t swap = pte_to_swp_entry(pte), other;
+	unsigned long entry = hmm_entry_of_private(swap);
+	u64 bits = hmm_pfn_bits(hi);
+	unsigned int shift;
+	u64 lowest;
+
+	other = swp_entry(swp_type(swap), swp_offset(swap) ^ 1);
+	lowest = pte_val(swp_entry_to_pte(swap)) ^
+		 pte_val(swp_entry_to_pte(other));
+	if (!lowest)
+		return HMM_STENCIL_NONE;
+
+	shift = __ffs64(lowest);
+	other = pte_to_swp_entry(__pte(pte_val(pte) ^ (bits << shift)));
+	if (!is_device_private_entry(other) ||
+	    hmm_entry_of_private(other) != (entry ^ bits))
+		return HMM_STENCIL_NONE;
+	return hmm_stencil_cut(pte, 0, shift, entry, lo, hi);
+}
+
+static const struct dev_pagemap *hmm_private_pgmap(swp_entry_t swap)
+{
+	/* A tail page of a large device folio has no pgmap of its own. */
+	return compound_head(pfn_to_page(swp_offset_pfn(swap)))->pgmap;
+}
+
+/* Whether a present PTE maps something that has no struct page to hand out. */
+static bool hmm_pte_is_special(struct vm_area_struct *vma, unsigned long addr,
+			       pte_t pte)
+{
+	unsigned long pfn = pte_pfn(pte);
+
+	if (IS_ENABLED(CONFIG_ARCH_HAS_PTE_SPECIAL) &&
+	    likely(!pte_special(pte) && pfn <= highest_memmap_pfn))
+		return false;
+	if (pte_devmap(pte) || is_zero_pfn(pfn))
+		return false;
+	return !vm_normal_page(vma, addr, pte);
+}
+
+static unsigned long hmm_classify_swap(const struct hmm_range *range,
+				       pte_t pte)
+{
+	swp_entry_t swap = pte_to_swp_entry(pte);
+
+	if (!is_device_private_entry(swap) || !range->dev_private_owner ||
+	    hmm_private_pgmap(swap)->owner != range->dev_private_owner)
+		return 0;
+	return hmm_entry_of_private(swap);
+}
+
+/* The entry of the page at @addr. The caller has the page table mapped. */
+static unsigned long hmm_classify_pte(const struct hmm_range *range,
+				      struct vm_area_struct *vma,
+				      unsigned long addr, pte_t pte)
+{
+	unsigned long entry;
+
+	if (pte_none(pte))
+		return 0;
+	if (!pte_present(pte))
+		return hmm_classify_swap(range, pte);
+
+	entry = hmm_entry_of_pte(pte, 0);
+	if (entry && unlikely(hmm_pte_is_special(vma, addr, pte)))
+		return HMM_PFN_ERROR;
+	return entry;
+}
+
+/*
+ * Like hmm_need(), but knows of one way out: a write to a private mapping puts
+ * an ordinary page in the place of a special one.
+ */
+static enum hmm_need hmm_pte_need(unsigned long request, unsigned long entry,
+				  pte_t pte)
+{
+	enum hmm_need need = hmm_need(request, entry);
+
+	if (likely(need != HMM_NEED_IMPOSSIBLE))
+		return need;
+	if ((request & HMM_PFN_REQ_WRITE) && !pte_write(pte))
+		return HMM_NEED_WRITE;
+	return need;
+}
+
+/* A stencil for device-private PTEs like @pte, good for the range of its page. */
+static struct hmm_stencil hmm_adopt_private(pte_t pte)
+{
+	swp_entry_t swap = pte_to_swp_entry(pte);
+	const struct dev_pagemap *pgmap = hmm_private_pgmap(swap);
+	u64 pfn = swp_offset_pfn(swap);
+	int i;
+
+	for (i = 0; i < pgmap->nr_range; i++) {
+		u64 lo = PHYS_PFN(pgmap->ranges[i].start);
+		u64 hi = PHYS_PFN(pgmap->ranges[i].end);
+
+		if (pfn >= lo && pfn <= hi)
+			return hmm_stencil_of_private(pte, lo, hi);
+	}
+	return HMM_STENCIL_NONE;
+}
+
+/* A stencil for PTEs like @pte, which @entry was found for. */
+static struct hmm_stencil hmm_adopt(pte_t pte, unsigned long entry)
+{
+	unsigned long pfn = entry & ~HMM_PFN_FLAGS;
+
+	if (!pte_present(pte))
+		return hmm_adopt_private(pte);
+	/* Only its pfn tells the zero page from what must not be mirrored. */
+	if (!IS_ENABLED(CONFIG_ARCH_HAS_PTE_SPECIAL) || pte_special(pte))
+		return hmm_stencil_of_pte(pte, pfn, pfn);
+	return hmm_stencil_of_pte(pte, 0, highest_memmap_pfn);
+}
+
+/*
+ * To make a stencil costs as much as to convert some pages without: wait for
+ * two pages in a row that could share it. It is of no use where some page could
+ * want more than it gives, for then each has to be looked at.
+ */
+static bool hmm_worth_adopting(const struct hmm_walk *hw, unsigned long last,
+			       unsigned long entry)
+{
+	return (entry & HMM_PFN_VALID) && !((entry ^ last) & HMM_PFN_FLAGS) &&
+	       !hmm_need(hw->may_want, entry);
+}
+
+static bool hmm_copy_one(const struct hmm_stencil *stencil, pte_t *ptep,
+			 unsigned long *slot)
+{
+	u64 nth = hmm_stencil_distance(stencil, ptep_get_lockless(ptep));
+
+	if (unlikely(nth > stencil->span))
+		return false;
+	*slot = stencil->entry + nth;
+	return true;
+}
+
+/*
+ * The inner loop: convert PTEs for as long as they fit the stencil. Returns how
+ * many did. Ten instructions per page on x86, one of them for the loop.
+ */
+static unsigned long hmm_copy_alike(const struct hmm_stencil *stencil,
+				    pte_t *ptep, unsigned long *slot,
+				    unsigned long nr)
+{
+	const struct hmm_stencil s = *stencil;
+	unsigned long i = 0;
+
+	if (!s.care)
+		return 0;
+	for (; i + 4 <= nr; i += 4) {
+		if (!hmm_copy_one(&s, ptep + i, slot + i))
+			return i;
+		if (!hmm_copy_one(&s, ptep + i + 1, slot + i + 1))
+			return i + 1;
+		if (!hmm_copy_one(&s, ptep + i + 2, slot + i + 2))
+			return i + 2;
+		if (!hmm_copy_one(&s, ptep + i + 3, slot + i + 3))
+			return i + 3;
+	}
+	while (i < nr && hmm_copy_one(&s, ptep + i, slot + i))
+		i++;
+	return i;
+}
+
+/* Settle the pages of one page table. */
+static int hmm_walk_table(struct mm_walk *walk, pmd_t *pmdp, unsigned long addr,
+			  unsigned long end)
+{
+	struct hmm_walk *hw = walk->private;
+	struct hmm_stencil stencil = HMM_STENCIL_NONE;
+	unsigned long *slot = hmm_slot(hw->range, addr);
+	unsigned long nr = (end - addr) >> PAGE_SHIFT;
+	unsigned long entry = 0, last, i = 0;
+	enum hmm_need need;
+	pte_t *ptep, pte;
+	int ret = 0;
+
+	cond_resched();
+	ptep = pte_offset_map(pmdp, addr);
+	if (!ptep) {
+		/* No page table any more: see what has come instead. */
+		walk->action = ACTION_AGAIN;
+		return 0;
+	}
+	__acquire(RCU);
+
+	do {
+		pte = ptep_get_lockless(ptep + i);
+		last = entry;
+		entry = hmm_classify_pte(hw->range, walk->vma,
+					 addr + (i << PAGE_SHIFT), pte);
+		need = hmm_pte_need(hmm_request(hw->range, slot[i]), entry, pte);
+		if (need)
+			break;
+
+		slot[i++] = entry;
+		if (hmm_worth_adopting(hw, last, entry))
+			stencil = hmm_adopt(pte, entry);
+		i += hmm_copy_alike(&stencil, ptep + i, slot + i, nr - i);
+	} while (i < nr);
+
+	if (i < nr)
+		ret = hmm_stop(walk, addr + (i << PAGE_SHIFT), end, need);
+	pte_unmap(ptep);
+	return ret;
+}
+
+static bool hmm_pmd_is_leaf(pmd_t pmd)
+{
+	return pmd_trans_huge(pmd) || pmd_devmap(pmd);
+}
+
+static unsigned long hmm_classify_pmd(pmd_t pmd)
+{
+	if (pmd_none(pmd) || is_pmd_migration_entry(pmd))
+		return 0;
+	if (!pmd_present(pmd) || !hmm_pmd_is_leaf(pmd))
+		return HMM_PFN_ERROR;
+	if (pmd_special(pmd) && !pmd_devmap(pmd))
+		return HMM_PFN_ERROR;
+	return hmm_entry_of_pmd(pmd);
+}
+
+/*
+ * The PMD is read once, and everything is decided by that value: a THP that is
+ * being split or collapsed meanwhile is the notifier's concern.
+ */
+static int hmm_walk_pmd(pmd_t *pmdp, unsigned long addr, unsigned long end,
+			struct mm_walk *walk)
+{
+	pmd_t pmd = pmdp_get_lockless(pmdp);
+	unsigned long entry;
+
+	if (!pmd_none(pmd) && pmd_present(pmd) && !hmm_pmd_is_leaf(pmd) &&
+	    likely(!pmd_bad(pmd)))
+		return hmm_walk_table(walk, pmdp, addr, end);
+
+	entry = hmm_entry_after(hmm_classify_pmd(pmd),
+				(addr & ~PMD_MASK) >> PAGE_SHIFT);
+	return hmm_emit(walk, addr, end, entry);
+}
+
+/* A PUD that is no leaf is left to hmm_walk_pmd(), a leaf must not be split. */
+static int hmm_walk_pud(pud_t *pudp, unsigned long addr, unsigned long end,
+			struct mm_walk *walk)
+{
+	pud_t pud = pudp_get(pudp);
+	unsigned long entry;
+
+	if (!pud_trans_huge(pud) && !pud_devmap(pud))
+		return 0;
+
+	walk->action = ACTION_CONTINUE;
+	entry = hmm_entry_of_pud(pud);
+	if (pud_special(pud) && !pud_devmap(pud))
+		entry = HMM_PFN_ERROR;
+	entry = hmm_entry_after(entry, (addr & ~PUD_MASK) >> PAGE_SHIFT);
+	return hmm_emit(walk, addr, end, entry);
+}
+
+static int hmm_walk_hugetlb(pte_t *ptep, unsigned long hmask,
+			    unsigned long addr, unsigned long end,
+			    struct mm_walk *walk)
+{
+	pte_t pte = huge_ptep_get(walk->mm, addr & hmask, ptep);
+	unsigned long entry = hmm_entry_of_pte(pte, __ffs(hmask) - PAGE_SHIFT);
+
+	entry = hmm_entry_after(entry, (addr & ~hmask) >> PAGE_SHIFT);
+	return hmm_emit(walk, addr, end, entry);
+}
+
+/* No page table below this point, or no VMA even. */
+static int hmm_walk_hole(unsigned long addr, unsigned long end,
+			 __always_unused int depth, struct mm_walk *walk)
+{
+	return hmm_emit(walk, addr, end, walk->vma ? 0 : HMM_PFN_ERROR);
+}
+
+/*
+ * VMAs without struct pages, or that nobody may read, are settled as a whole.
+ * No architecture that HMM runs on lets a page be written but not read.
+ */
+static int hmm_walk_vma(unsigned long addr, unsigned long end,
+			struct mm_walk *walk)
+{
+	unsigned long vm_flags = walk->vma->vm_flags;
+	int ret;
+
+	if ((vm_flags & VM_READ) && !(vm_flags & (VM_IO | VM_PFNMAP)))
+		return 0;
+
+	ret = hmm_emit(walk, addr, end, HMM_PFN_ERROR);
+	/* To the page walk, 1 means to go on behind this VMA. */
+	return ret ? ret : 1;
+}
+
+static const struct mm_walk_ops hmm_walk_ops = {
+	.test_walk	= hmm_walk_vma,
+	.pte_hole	= hmm_walk_hole,
+	.hugetlb_entry	= hmm_walk_hugetlb,
+	.pud_entry	= hmm_walk_pud,
+	.pmd_entry	= hmm_walk_pmd,
+	.walk_lock	= PGWALK_RDLOCK,
+};
+
+/* A function of its own for tests, which count faults and make them fail. */
+VISIBLE_IF_KUNIT vm_fault_t hmm_handle_fault(struct vm_area_struct *vma,
+					     unsigned long addr,
+					     unsigned int flags)
+{
+	KUNIT_STATIC_STUB_REDIRECT(hmm_handle_fault, vma, addr, flags);
+
+	return handle_mm_fault(vma, addr, flags, NULL);
+}
+
+/*
+ * One fault. It also settles whatever stands in the way of the page: swap, a
+ * migration under way, device-exclusive access, another device's private page.
+ */
+static int hmm_fault_page(struct vm_area_struct *vma, unsigned long addr,
+			  enum hmm_need need)
+{
+	unsigned int flags = FAULT_FLAG_REMOTE;
+	vm_fault_t fault;
+
+	if (need == HMM_NEED_WRITE) {
+		if (!(vma->vm_flags & VM_WRITE))
+			return -EPERM;
+		flags |= FAULT_FLAG_WRITE;
+	}
+	/* A page that comes and goes must not hold a dying task for good. */
+	if (fatal_signal_pending(current))
+		return -EINTR;
+	cond_resched();
+
+	fault = hmm_handle_fault(vma, addr, flags);
+	return fault & VM_FAULT_ERROR ?
+	       vm_fault_to_errno(fault, FOLL_HWPOISON) : 0;
+}
+
+/* The PMD for @addr, or NULL if there is none or a larger leaf above it. */
+static pmd_t *hmm_find_pmd(struct mm_struct *mm, unsigned long addr)
+{
+	pgd_t *pgdp = pgd_offset(mm, addr);
+	p4d_t *p4dp;
+	pud_t *pudp, pud;
+
+	if (pgd_none(*pgdp) || unlikely(pgd_bad(*pgdp)))
+		return NULL;
+	p4dp = p4d_offset(pgdp, addr);
+	if (p4d_none(*p4dp) || unlikely(p4d_bad(*p4dp)))
+		return NULL;
+	pudp = pud_offset(p4dp, addr);
+	pud = pudp_get(pudp);
+	if (!pud_present(pud) || pud_leaf(pud) || unlikely(pud_bad(pud)))
+		return NULL;
+	return pmd_offset(pudp, addr);
+}
+
+/* Whether a fault for a PTE of this VMA brings that page and no other. */
+static bool hmm_faults_are_single(struct vm_area_struct *vma)
+{
+	return vma_is_anonymous(vma) &&
+	       !thp_vma_allowable_orders(vma, vma->vm_flags,
+					 TVA_IN_PF | TVA_ENFORCE_SYSFS,
+					 BIT(PMD_SHIFT - PAGE_SHIFT) - 1);
+}
+
+/* How many PTEs in a row are none, of pages that have the same need. */
+static unsigned long hmm_nr_none(const struct hmm_walk *hw, pte_t *ptep)
+{
+	const unsigned long *slot = hmm_slot(hw->range, hw->addr);
+	unsigned long nr = (hw->end - hw->addr) >> PAGE_SHIFT;
+	unsigned long i;
+
+	for (i = 0; i < nr && pte_none(ptep_get_lockless(ptep + i)); i++) {
+		if (hmm_need(hmm_request(hw->range, slot[i]), 0) != hw->need)
+			break;
+	}
+	return i;
+}
+
+static enum hmm_need hmm_peek(const struct hmm_walk *hw, pte_t pte)
+{
+	unsigned long word = *hmm_slot(hw->range, hw->addr);
+	unsigned long entry = hmm_classify_pte(hw->range, hw->vma, hw->addr,
+					       pte);
+
+	return hmm_pte_need(hmm_request(hw->range, word), entry, pte);
+}
+
+/*
+ * Move hw->addr on to the next page of the run that is still in need. Returns
+ * false if there is none, or if no page table maps the run any more (a fault
+ * brought a THP): the walk finds out the rest.
+ */
+static bool hmm_look_for_need(struct hmm_walk *hw, pmd_t *pmdp)
+{
+	pte_t *table, *ptep;
+
+	ptep = table = pte_offset_map(pmdp, hw->addr);
+	if (!table)
+		return false;
+	__acquire(RCU);
+
+	for (; hw->addr < hw->end; hw->addr += PAGE_SIZE, ptep++) {
+		hw->need = hmm_peek(hw, ptep_get_lockless(ptep));
+		if (hw->need)
+			break;
+	}
+	if (hw->need && hw->single)
+		hw->sure = hmm_nr_none(hw, ptep);
+	pte_unmap(table);
+	return hw->need == HMM_NEED_READ || hw->need == HMM_NEED_WRITE;
+}
+
+static bool hmm_next_in_need(struct hmm_walk *hw)
+{
+	hw->addr += PAGE_SIZE;
+	if (hw->addr == hw->end)
+		return false;
+	if (hw->sure > 1) {
+		hw->sure--;
+		return true;
+	}
+	if (!hw->pmdp)
+		hw->pmdp = hmm_find_pmd(hw->vma->vm_mm, hw->addr);
+	return hw->pmdp && hmm_look_for_need(hw, hw->pmdp);
+}
+
+/*
+ * Work off the run that the walk has stopped at. Before each fault there is a
+ * look at what the faults before it have left to do, except for PTEs that were
+ * none in a VMA where one fault brings one page.
+ *
+ * The notifier's sequence is left alone meanwhile: breaking COW of one page
+ * moves it, and to give up each time would cost the caller a retry per page,
+ * not one per run.
+ *
+ * An error counts for the first page of a run only. Behind it, the walk first
+ * stores what the faults before the error have brought, and then stops at the
+ * page that fails, so that its address is where results end.
+ */
+static int hmm_fault_run(struct hmm_walk *hw)
+{
+	unsigned long start = hw->addr;
+	int ret;
+
+	hw->pmdp = NULL;
+	hw->sure = 0;
+	hw->single = hmm_faults_are_single(hw->vma);
+	do {
+		ret = hmm_fault_page(hw->vma, hw->addr, hw->need);
+	} while (!ret && hmm_next_in_need(hw));
+
+	if (hw->addr != start)
+		ret = 0;
+	hw->addr = start;
+	return ret;
+}
+
+static bool hmm_range_is_sane(const struct hmm_range *range)
+{
+	return range && range->notifier && range->notifier->mm &&
+	       range->hmm_pfns && range->start < range->end &&
+	       PAGE_ALIGNED(range->start | range->end);
+}
+
+/**
+ * hmm_range_fault - mirror a range of a process's address space
+ * @range: what to mirror, and where to put it; see struct hmm_range
+ *
+ * For each page of the range a word is read from @range->hmm_pfns as a request
+ * and written back as a result; enum hmm_pfn_flags has the bits. Pages that
+ * nothing is asked for are reported as they are, without a fault. Those that
+ * are asked for are faulted in as far as they have to, and no others.
+ *
+ * Results are a snapshot. They turn into truth by the protocol of the interval
+ * notifier, and may not be used without it::
+ *
+ *	the driver                            whoever changes the page tables
+ *	----------                            -------------------------------
+ *	seq = mmu_interval_read_begin()
+ *	mmap_read_lock(mm)
+ *	hmm_range_fault()
+ *	  reads an entry
+ *	mmap_read_unlock(mm)
+ *	                                      ops->invalidate() of the driver:
+ *	                                        lock(driver)
+ *	                                        mmu_interval_set_seq()
+ *	                                        removes it from the device
+ *	                                        unlock(driver)
+ *	lock(driver)                          changes the entry
+ *	mmu_interval_read_retry(seq)?
+ *	  yes: unlock(driver), start again
+ *	  no: program the device
+ *	unlock(driver)
+ *
+ * A change that comes after the unlock finds the page programmed and removes
+ * it. A change that came before has moved the sequence. There is no third case,
+ * so a pfn is good for use under the driver's lock from a negative answer of
+ * mmu_interval_read_retry() until the lock is dropped, and what the device was
+ * told is good until the next invalidate().
+ *
+ * Should the call fail, words of pages before the one it failed at are results
+ * already, and that one and all behind it are still the request. A caller that
+ * tries again must set up all words anew where @range->pfn_flags_mask lets them
+ * speak: a result reads as a request for the same rights.
+ *
+ * Context: Process context. May sleep. The caller holds the mmap_lock of
+ * @range->notifier->mm, for reading at least, and has a reference to the mm.
+ * The lock is not dropped; userfaultfd can therefore not be waited for.
+ *
+ * Return:
+ * * 0 - every request is met; ask mmu_interval_read_retry() before use.
+ * * -EBUSY - the range was invalidated since @range->notifier_seq was taken.
+ *   Drop mmap_lock and begin again with a new sequence.
+ * * -EINVAL - @range or a pointer in it is missing, its ends are not page
+ *   aligned, or it is empty.
+ * * -EPERM - write access was asked for in a VMA that does not allow it.
+ * * -EFAULT - a page was asked for where none can be: no VMA, VM_IO or
+ *   VM_PFNMAP or no VM_READ, a mapping without struct page, a fault that the
+ *   process would have got SIGBUS or SIGSEGV for.
+ * * -EHWPOISON - a page was asked for that the hardware has lost.
+ * * -ENOMEM - there was no memory to fault a page in.
+ * * -EINTR - the calling task has got a fatal signal while faulting.
+ */
+int hmm_range_fault(struct hmm_range *range)
+{
+	struct hmm_walk hw = { .range = range };
+	struct mm_struct *mm;
+	int ret;
+
+	if (!hmm_range_is_sane(range))
+		return -EINVAL;
+
+	mm = range->notifier->mm;
+	mmap_assert_locked(mm);
+
+	hw.may_want = range->default_flags | range->pfn_flags_mask;
+	hw.addr = range->start;
+	do {
+		if (mmu_interval_check_retry(range->notifier,
+					     range->notifier_seq))
+			return -EBUSY;
+		ret = walk_page_range(mm, hw.addr, range->end, &hmm_walk_ops,
+				      &hw);
+		if (ret != HMM_WALK_STOPPED)
+			return ret;
+		ret = hmm_fault_run(&hw);
+	} while (!ret);
+	return ret;
+}
+EXPORT_SYMBOL_GPL(hmm_range_fault);

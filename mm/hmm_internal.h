@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The decisions of the mirror, apart from the walk that takes them.
+ *
+ * What stands in this header looks at values only: no page table is read, no
+ * lock is held and nothing is changed, so that tests can tabulate it.
+ */
+#ifndef _MM_HMM_INTERNAL_H
+#define _MM_HMM_INTERNAL_H
+
+#include <linux/hmm.h>
+#include <linux/mm.h>
+#include <linux/pgtable.h>
+#include <linux/swap.h>
+#include <linux/swapops.h>
+
+/* What it takes to give a page what was asked for it. */
+enum hmm_need {
+	HMM_NEED_NOTHING,	/* the entry will do */
+	HMM_NEED_READ,		/* a fault for reading */
+	HMM_NEED_WRITE,		/* a fault for writing */
+	HMM_NEED_IMPOSSIBLE,	/* no fault can help */
+};
+
+#define HMM_PFN_REQ_MASK	(HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE)
+
+/**
+ * hmm_request - what is asked for one page
+ * @range: the range of the page
+ * @word: the word of the page in hmm_range.hmm_pfns, as the caller left it
+ *
+ * Return: HMM_PFN_REQ_*, and bits without meaning besides.
+ */
+static inline unsigned long hmm_request(const struct hmm_range *range,
+					unsigned long word)
+{
+	return (word & range->pfn_flags_mask) | range->default_flags;
+}
+
+/**
+ * hmm_need - compare what is asked for with what is there
+ * @request: HMM_PFN_REQ_*, see hmm_request()
+ * @entry: result word that the page tables give as they are
+ *
+ * A request bit has the value of the result bit that satisfies it. The answer
+ * is monotone: a request that needs nothing contains none that needs something.
+ *
+ * Return: The least that would do.
+ */
+static inline enum hmm_need hmm_need(unsigned long request, unsigned long entry)
+{
+	unsigned long missing = request & ~entry & HMM_PFN_REQ_MASK;
+
+	if (!(request & HMM_PFN_REQ_FAULT) || !missing)
+		return HMM_NEED_NOTHING;
+	if (entry & HMM_PFN_ERROR)
+		return HMM_NEED_IMPOSSIBLE;
+	return missing & HMM_PFN_REQ_WRITE ? HMM_NEED_WRITE : HMM_NEED_READ;
+}
+
+/* A mapping of this order and these rights whose first page is @pfn. */
+static inline unsigned long hmm_entry(unsigned long pfn, bool write,
+				      unsigned int order)
+{
+	unsigned long entry = pfn | HMM_PFN_VALID;
+
+	entry |= (unsigned long)order << HMM_PFN_ORDER_SHIFT;
+	return write ? entry | HMM_PFN_WRITE : entry;
+}
+
+/* The entry of the page that comes @nr pages after the one of @entry. */
+static inline unsigned long hmm_entry_after(unsigned long entry,
+					    unsigned long nr)
+{
+	return entry & HMM_PFN_VALID ? entry + nr : entry;
+}
+
+/**
+ * hmm_entry_of_pte - what a PTE that is no swap entry gives
+ * @pte: value of the PTE
+ * @order: 0, or the order of a hugetlb page
+ *
+ * A protnone PTE counts as absent: whoever made it so wants to see the fault.
+ *
+ * Return: The entry, 0 if the PTE does not map a page for use.
+ */
+static inline unsigned long hmm_entry_of_pte(pte_t pte, unsigned int order)
+{
+	if (!pte_present(pte) || pte_protnone(pte))
+		return 0;
+	return hmm_entry(pte_pfn(pte), pte_write(pte), order);
+}
+
+/* What a PMD that maps memory gives, for the first page of it. */
+static inline unsigned long hmm_entry_of_pmd(pmd_t pmd)
+{
+	if (pmd_protnone(pmd))
+		return 0;
+	return hmm_entry(pmd_pfn(pmd), pmd_write(pmd), PMD_SHIFT - PAGE_SHIFT);
+}
+
+/* What a PUD that maps memory gives, for the first page of it. */
+static inline unsigned long hmm_entry_of_pud(pud_t pud)
+{
+	return hmm_entry(pud_pfn(pud), pud_write(pud), PUD_SHIFT - PAGE_SHIFT);
+}
+
+/* What a device-private swap entry gives to the owner of its page. */
+static inline unsigned long hmm_entry_of_private(swp_entry_t swap)
+{
+	return hmm_entry(swp_offset_pfn(swap),
+			 is_writable_device_private_entry(swap), 0);
+}
+
+/**
+ * struct hmm_stencil - converts PTEs that look alike
+ *
+ * @care: bits of a PTE that bear on its entry: all but accessed and dirty
+ * @base: the cared-for bits of a PTE that looks like this, with pfn 0
+ * @shift: where the pfn begins in a PTE
+ * @lo: first pfn that the stencil is good for
+ * @span: distance from @lo to the last such pfn
+ * @entry: result for the page @lo
+ *
+ * Neighbouring PTEs seldom differ in anything but their pfn. What one of them
+ * was found to be is kept here; the next one takes no decision, but an
+ * exclusive or that strips what they have in common, a rotation and a compare.
+ * Rotated, the bits under the pfn come out above it: a PTE that differs in any
+ * of them, or in any bit above the pfn, fails the compare with @span.
+ */
+struct hmm_stencil {
+	u64 care;
+	u64 base;
+	unsigned int shift;
+	u64 lo;
+	u64 span;
+	unsigned long entry;
+};
+
+/* Fits no PTE: what is left of any is 1, and that is beyond the span. */
+#define HMM_STENCIL_NONE	((struct hmm_stencil){ .base = 1 })
+
+static inline u64 hmm_stencil_distance(const struct hmm_stencil *stencil,
+				       pte_t pte)
+{
+	u64 bits = (pte_val(pte) & stencil->care) ^ stencil->base;
+
+	return ror64(bits, stencil->shift) - stencil->lo;
+}
+
+#if IS_ENABLED(CONFIG_KUNIT)
+struct hmm_stencil hmm_stencil_of_pte(pte_t pte, u64 lo, u64 hi);
+struct hmm_stencil hmm_stencil_of_private(pte_t pte, u64 lo, u64 hi);
+vm_fault_t hmm_handle_fault(struct vm_area_struct *vma, unsigned long addr,
+			    unsigned int flags);
+#endif
+
+#endif /* _MM_HMM_INTERNAL_H */

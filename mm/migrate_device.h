@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the three parts of device migration tell each other.
+ *
+ * migrate_device.c	the phases, the exports, everything about folios
+ * migrate_device_collect.c	page tables to migration entries
+ * migrate_device_map.c	migration entries to page tables; holes; CPU faults
+ *
+ * Lock order: mmap_lock -> folio lock -> anon_vma or i_mmap -> page-table lock.
+ * Folio locks of a range are only ever tried, never waited for: two migrations
+ * whose ranges share folios would wait for each other.
+ */
+#ifndef _MM_MIGRATE_DEVICE_H
+#define _MM_MIGRATE_DEVICE_H
+
+#include <linux/migrate.h>
+#include <linux/migrate_device.h>
+#include <linux/mm.h>
+#include <linux/swap.h>
+#include <linux/swapops.h>
+
+/*
+ * Marks that setup, pages and finalize leave for each other in the src entries.
+ * Drivers carry them along unseen.
+ *
+ * MIGRATE_PFN_MOVED: the identity of the source has gone to the destination.
+ *	Finalize believes this one alone, so that a driver which never called
+ *	the pages step, or changed its mind, cannot lose the source.
+ * MIGRATE_PFN_SHARED: page tables besides the one that collect walked hold
+ *	migration entries of this page: finding them takes the rmap.
+ */
+#define MIGRATE_PFN_MOVED	(1UL << 2)
+#define MIGRATE_PFN_SHARED	(1UL << 5)
+
+static_assert(!((MIGRATE_PFN_MOVED | MIGRATE_PFN_SHARED) &
+		(MIGRATE_PFN_VALID | MIGRATE_PFN_MIGRATE | MIGRATE_PFN_WRITE)));
+static_assert(MIGRATE_PFN_SHARED < 1UL << MIGRATE_PFN_SHIFT);
+
+static inline unsigned long migrate_index(const struct migrate_vma *migrate,
+					  unsigned long addr)
+{
+	return (addr - migrate->start) >> PAGE_SHIFT;
+}
+
+static inline struct folio *migrate_pfn_folio(unsigned long mpfn)
+{
+	struct page *page = migrate_pfn_to_page(mpfn);
+
+	return page ? page_folio(page) : NULL;
+}
+
+/* The fault handler, not the migration, locked this one and will unlock it. */
+static inline bool migrate_lock_is_ours(const struct folio *folio,
+					const struct page *fault_page)
+{
+	return !fault_page || page_folio(fault_page) != folio;
+}
+
+/* migrate_device_collect.c */
+void migrate_vma_collect(struct migrate_vma *migrate);
+
+/* migrate_device_map.c */
+void migrate_vma_map(struct migrate_vma *migrate);
+void migrate_vma_fill_holes(struct migrate_vma *migrate, unsigned long first,
+			    unsigned long last);
+vm_fault_t device_private_fault(struct vm_fault *vmf, swp_entry_t entry);
+
+/* Where the entries of page i go once it is decided: to dst, or back. */
+static inline struct folio *migrate_target(unsigned long src, unsigned long dst)
+{
+	return migrate_pfn_folio(src & MIGRATE_PFN_MOVED ? dst : src);
+}
+
+#endif /* _MM_MIGRATE_DEVICE_H */

@@ -1,0 +1,436 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Device migration, last phase: from migration entries to page tables, one
+ * page table at a time; pages for holes; and the CPU fault that starts a
+ * migration to RAM.
+ *
+ * Who may change what is mapped between collect and here? The caller holds
+ * mmap_lock, so VMAs do not move and fork does not copy. Zap can run: it takes
+ * the page-table lock and removes the migration entry, and then there is
+ * nothing to put back. The folio lock keeps everybody else from adding
+ * migration entries of the folio. So an entry that collect wrote is where it
+ * was, or gone; a page that other page tables mapped as well carries
+ * MIGRATE_PFN_SHARED, and the rmap finds those entries.
+ */
+#include <linux/memcontrol.h>
+#include <linux/memremap.h>
+#include <linux/mm.h>
+#include <linux/mm_inline.h>
+#include <linux/mmu_notifier.h>
+#include <linux/oom.h>
+#include <linux/pagemap.h>
+#include <linux/rmap.h>
+#include <linux/swap.h>
+#include <linux/swapops.h>
+#include <linux/userfaultfd_k.h>
+#include <asm/pgalloc.h>
+#include <asm/tlbflush.h>
+
+#include "internal.h"
+#include "migrate_device.h"
+
+static pte_t device_private_pte(struct page *page, bool write, bool soft_dirty,
+				bool uffd_wp)
+{
+	unsigned long pfn = page_to_pfn(page);
+	pte_t pte;
+
+	pte = swp_entry_to_pte(write ? make_writable_device_private_entry(pfn) :
+				       make_readable_device_private_entry(pfn));
+	if (soft_dirty)
+		pte = pte_swp_mksoft_dirty(pte);
+	if (uffd_wp)
+		pte = pte_swp_mkuffd_wp(pte);
+	return pte;
+}
+
+/*
+ * The PTE for @page where migration entry @old stands. Soft-dirty comes last
+ * but one: on some architectures pte_mkdirty() sets it.
+ */
+static pte_t system_pte(struct vm_area_struct *vma, struct page *page,
+			pte_t old, bool young, bool dirty)
+{
+	pte_t pte = mk_pte(page, READ_ONCE(vma->vm_page_prot));
+
+	pte = young ? pte_mkyoung(pte) : pte_mkold(pte);
+	if (dirty)
+		pte = pte_mkdirty(pte);
+	pte = pte_swp_soft_dirty(old) ? pte_mksoft_dirty(pte) :
+					pte_clear_soft_dirty(pte);
+	if (is_writable_migration_entry(pte_to_swp_entry(old)))
+		return pte_mkwrite(pte, vma);
+	return pte_swp_uffd_wp(old) ? pte_mkuffd_wp(pte) : pte;
+}
+
+/*
+ * A device may have written to any page that it could write to, and says so
+ * nowhere: coming back from one counts as an access, and as dirty.
+ */
+static pte_t target_pte(struct vm_area_struct *vma, struct folio *src,
+			struct folio *target, pte_t old)
+{
+	swp_entry_t entry = pte_to_swp_entry(old);
+	bool write = is_writable_migration_entry(entry);
+	bool young = is_migration_entry_young(entry);
+	bool dirty = is_migration_entry_dirty(entry) && folio_test_dirty(target);
+
+	if (folio_is_device_private(target))
+		return device_private_pte(&target->page, write,
+					  pte_swp_soft_dirty(old),
+					  pte_swp_uffd_wp(old));
+
+	if (folio_is_device_private(src)) {
+		young = true;
+		if (write) {
+			folio_mark_dirty(target);
+			dirty = true;
+		}
+	}
+	return system_pte(vma, &target->page, old, young, dirty);
+}
+
+static void add_rmap(struct vm_area_struct *vma, unsigned long addr,
+		     struct folio *folio, swp_entry_t entry)
+{
+	rmap_t flags = is_readable_migration_entry(entry) ? RMAP_NONE :
+							    RMAP_EXCLUSIVE;
+
+	if (folio_test_anon(folio))
+		folio_add_anon_rmap_pte(folio, &folio->page, vma, addr, flags);
+	else
+		folio_add_file_rmap_pte(folio, &folio->page, vma);
+}
+
+/* Return false if there is no migration entry of @src. */
+static bool map_pte(struct vm_area_struct *vma, unsigned long addr, pte_t *ptep,
+		    struct folio *src, struct folio *target)
+{
+	pte_t old = ptep_get(ptep);
+	swp_entry_t entry;
+	pte_t pte;
+
+	if (!is_swap_pte(old))
+		return false;
+	entry = pte_to_swp_entry(old);
+	if (!is_migration_entry(entry) || swp_offset_pfn(entry) != folio_pfn(src))
+		return false;
+
+	folio_get(target);
+	add_rmap(vma, addr, target, entry);
+	pte = target_pte(vma, src, target, old);
+	set_pte_at(vma->vm_mm, addr, ptep, pte);
+	/* Nothing to flush: what was there was not present. */
+	if (pte_present(pte))
+		update_mmu_cache(vma, addr, ptep);
+	return true;
+}
+
+/* What is not found where collect left it is looked for by the rmap. */
+static void map_table(struct migrate_vma *migrate, pmd_t *pmdp,
+		      unsigned long addr, unsigned long end)
+{
+	unsigned long i = migrate_index(migrate, addr);
+	pte_t *start_pte = NULL, *ptep = NULL;
+	spinlock_t *ptl;
+
+	if (pmdp)
+		start_pte = pte_offset_map_lock(migrate->vma->vm_mm, pmdp, addr,
+						&ptl);
+	if (start_pte) {
+		ptep = start_pte;
+		arch_enter_lazy_mmu_mode();
+	}
+
+	for (; addr < end; addr += PAGE_SIZE, i++) {
+		unsigned long src = migrate->src[i];
+
+		if ((src & MIGRATE_PFN_VALID) &&
+		    (!ptep || !map_pte(migrate->vma, addr, ptep,
+				       migrate_pfn_folio(src),
+				       migrate_target(src, migrate->dst[i]))))
+			migrate->src[i] |= MIGRATE_PFN_SHARED;
+		if (ptep)
+			ptep++;
+	}
+
+	if (start_pte) {
+		arch_leave_lazy_mmu_mode();
+		pte_unmap_unlock(start_pte, ptl);
+	}
+}
+
+/**
+ * migrate_vma_map() - turn the migration entries of a range into mappings
+ * @migrate: the migration, after the pages step or in its place
+ *
+ * Each page of src is mapped again where it was: the destination if it has
+ * moved, the source else. Every mapping takes a reference.
+ *
+ * Context: Process context, caller holds mmap_lock and the folio locks.
+ * May sleep.
+ */
+void migrate_vma_map(struct migrate_vma *migrate)
+{
+	struct vm_area_struct *vma = migrate->vma;
+	unsigned long addr, next, i;
+
+	for (addr = migrate->start; addr < migrate->end; addr = next) {
+		next = pmd_addr_end(addr, migrate->end);
+		map_table(migrate, mm_find_pmd(vma->vm_mm, addr), addr, next);
+	}
+	/* mlock() state of folios goes through a per-CPU batch with references. */
+	if (vma->vm_flags & VM_LOCKED)
+		mlock_drain_local();
+
+	for (i = 0; i < migrate->npages; i++) {
+		unsigned long src = migrate->src[i];
+
+		if ((src & MIGRATE_PFN_VALID) && (src & MIGRATE_PFN_SHARED))
+			remove_migration_ptes(migrate_pfn_folio(src),
+					      migrate_target(src, migrate->dst[i]),
+					      0);
+	}
+}
+
+/* Nothing comes into being at this address: the driver's page is not used. */
+static void refuse_hole(struct migrate_vma *migrate, unsigned long i)
+{
+	migrate->src[i] = 0;
+}
+
+static bool is_fillable(const struct migrate_vma *migrate, unsigned long i)
+{
+	return migrate->src[i] == MIGRATE_PFN_MIGRATE;
+}
+
+/* The page table for @addr, made if need be; none where a huge page has come. */
+static pmd_t *alloc_table(struct mm_struct *mm, unsigned long addr)
+{
+	p4d_t *p4d = p4d_alloc(mm, pgd_offset(mm, addr), addr);
+	pud_t *pud = p4d ? pud_alloc(mm, p4d, addr) : NULL;
+	pmd_t *pmd = pud ? pmd_alloc(mm, pud, addr) : NULL;
+
+	if (!pmd || pmd_leaf(*pmd) || pte_alloc(mm, pmd))
+		return NULL;
+	return pmd;
+}
+
+/* Everything about a new folio that may fail or sleep. */
+static bool prepare_folio(struct vm_area_struct *vma, struct folio *folio)
+{
+	if (folio_test_large(folio))
+		return false;
+	if (folio_is_zone_device(folio) && !folio_is_device_private(folio) &&
+	    !folio_is_device_coherent(folio))
+		return false;
+	if (mem_cgroup_charge(folio, vma->vm_mm, GFP_KERNEL))
+		return false;
+	/* Its barrier orders what the driver copied before the new PTE. */
+	__folio_mark_uptodate(folio);
+	return true;
+}
+
+/*
+ * Is the address still empty? A mapping of the zero page is taken away, for the
+ * caller to flush; one that userfaultfd protects stays.
+ */
+static bool vacate_pte(struct mm_struct *mm, unsigned long addr, pte_t *ptep,
+		       bool *flush)
+{
+	pte_t pte = ptep_get(ptep);
+
+	if (pte_none(pte))
+		return true;
+	if (!pte_present(pte) || !is_zero_pfn(pte_pfn(pte)) || pte_uffd_wp(pte))
+		return false;
+	ptep_get_and_clear(mm, addr, ptep);
+	*flush = true;
+	return true;
+}
+
+static pte_t new_pte(struct vm_area_struct *vma, struct folio *folio)
+{
+	bool write = vma->vm_flags & VM_WRITE;
+	pte_t pte;
+
+	if (folio_is_device_private(folio))
+		return device_private_pte(&folio->page, write, true, false);
+
+	pte = mk_pte(&folio->page, vma->vm_page_prot);
+	return write ? pte_mkwrite(pte_mkdirty(pte), vma) : pte;
+}
+
+static void install_folio(struct vm_area_struct *vma, unsigned long addr,
+			  pte_t *ptep, struct folio *folio)
+{
+	pte_t pte = new_pte(vma, folio);
+
+	folio_get(folio);
+	folio_add_new_anon_rmap(folio, vma, addr, RMAP_EXCLUSIVE);
+	if (!folio_is_zone_device(folio))
+		folio_add_lru_vma(folio, vma);
+	set_pte_at(vma->vm_mm, addr, ptep, pte);
+	if (pte_present(pte))
+		update_mmu_cache(vma, addr, ptep);
+}
+
+/* Both passes over a table: make sure that it is empty, flush once, install. */
+static void install_ptes(struct migrate_vma *migrate, pte_t *ptep,
+			 unsigned long addr, unsigned long end)
+{
+	unsigned long first = migrate_index(migrate, addr);
+	unsigned long n = (end - addr) >> PAGE_SHIFT;
+	struct vm_area_struct *vma = migrate->vma;
+	unsigned long i, filled = 0;
+	bool flush = false;
+
+	for (i = 0; i < n; i++)
+		if (is_fillable(migrate, first + i) &&
+		    !vacate_pte(vma->vm_mm, addr + i * PAGE_SIZE, ptep + i, &flush))
+			refuse_hole(migrate, first + i);
+	if (flush)
+		flush_tlb_range(vma, addr, end);
+
+	for (i = 0; i < n; i++) {
+		if (!is_fillable(migrate, first + i))
+			continue;
+		install_folio(vma, addr + i * PAGE_SIZE, ptep + i,
+			      migrate_pfn_folio(migrate->dst[first + i]));
+		filled++;
+	}
+	add_mm_counter(vma->vm_mm, MM_ANONPAGES, filled);
+}
+
+static void refuse_holes(struct migrate_vma *migrate, unsigned long addr,
+			 unsigned long end)
+{
+	unsigned long last = migrate_index(migrate, end);
+	unsigned long i;
+
+	for (i = migrate_index(migrate, addr); i < last; i++)
+		if (is_fillable(migrate, i))
+			refuse_hole(migrate, i);
+}
+
+static bool has_holes(const struct migrate_vma *migrate, unsigned long addr,
+		      unsigned long end)
+{
+	unsigned long last = migrate_index(migrate, end);
+	unsigned long i;
+
+	for (i = migrate_index(migrate, addr); i < last; i++)
+		if (is_fillable(migrate, i))
+			return true;
+	return false;
+}
+
+static void fill_table(struct migrate_vma *migrate, unsigned long addr,
+		       unsigned long end)
+{
+	struct vm_area_struct *vma = migrate->vma;
+	pte_t *ptep = NULL;
+	spinlock_t *ptl;
+	pmd_t *pmd;
+
+	if (!has_holes(migrate, addr, end))
+		return;
+
+	pmd = alloc_table(vma->vm_mm, addr);
+	if (pmd)
+		ptep = pte_offset_map_lock(vma->vm_mm, pmd, addr, &ptl);
+	if (!ptep) {
+		refuse_holes(migrate, addr, end);
+		return;
+	}
+
+	/* userfaultfd wants to be asked, and nobody here can wait for it. */
+	if (check_stable_address_space(vma->vm_mm) || userfaultfd_missing(vma))
+		refuse_holes(migrate, addr, end);
+	else
+		install_ptes(migrate, ptep, addr, end);
+	pte_unmap_unlock(ptep, ptl);
+}
+
+/**
+ * migrate_vma_fill_holes() - map the driver's pages where nothing was
+ * @migrate: the migration, after setup
+ * @first: index of the first hole
+ * @last: index behind the last one; entries between them may be anything
+ *
+ * A src entry of a hole that was filled keeps %MIGRATE_PFN_MIGRATE, the others
+ * become 0.
+ *
+ * Context: Process context, caller holds mmap_lock. May sleep.
+ */
+void migrate_vma_fill_holes(struct migrate_vma *migrate, unsigned long first,
+			    unsigned long last)
+{
+	unsigned long addr = migrate->start + (first << PAGE_SHIFT);
+	unsigned long end = migrate->start + (last << PAGE_SHIFT);
+	struct vm_area_struct *vma = migrate->vma;
+	struct mmu_notifier_range range;
+	bool usable;
+	unsigned long i, next;
+
+	usable = vma_is_anonymous(vma) && !anon_vma_prepare(vma);
+	for (i = first; i < last; i++) {
+		struct folio *folio = migrate_pfn_folio(migrate->dst[i]);
+
+		if (is_fillable(migrate, i) &&
+		    (!folio || !usable || !prepare_folio(vma, folio)))
+			refuse_hole(migrate, i);
+	}
+
+	mmu_notifier_range_init_owner(&range, MMU_NOTIFY_MIGRATE, 0, vma->vm_mm,
+				      addr, end, migrate->pgmap_owner);
+	mmu_notifier_invalidate_range_start(&range);
+	for (; addr < end; addr = next) {
+		next = pmd_addr_end(addr, end);
+		fill_table(migrate, addr, next);
+	}
+	mmu_notifier_invalidate_range_end(&range);
+}
+
+/**
+ * device_private_fault() - a CPU touches a page that is in device memory
+ * @vmf: the fault; ->pte maps and ->ptl locks the entry that was found there,
+ *	both are released
+ * @entry: the device-private entry
+ *
+ * The page goes to the driver locked and referenced. While one thread has the
+ * lock, others that touch the page wait for it, without a reference of theirs:
+ * it would look like a pin and make the migration fail.
+ *
+ *   first thread                         others
+ *   page-table lock                      page-table lock
+ *   lock and reference the folio         queue up for the folio lock
+ *   page-table unlock                    page-table unlock
+ *   migrate_to_ram(): entry replaced     sleep
+ *   unlock and release the folio         wake up, fault again, find RAM
+ *
+ * The folio cannot go away under those who queue up: the entry they saw holds a
+ * reference, and is removed only under the page-table lock.
+ *
+ * Context: Process context, caller holds mmap_lock. May sleep.
+ * Return: what the driver's migrate_to_ram() says; 0 after waiting.
+ */
+vm_fault_t device_private_fault(struct vm_fault *vmf, swp_entry_t entry)
+{
+	struct folio *folio = pfn_swap_entry_folio(entry);
+	vm_fault_t ret;
+
+	if (!folio_trylock(folio)) {
+		pte_unmap(vmf->pte);
+		migration_entry_wait_on_locked(entry, vmf->ptl);
+		return 0;
+	}
+
+	folio_get(folio);
+	pte_unmap_unlock(vmf->pte, vmf->ptl);
+	vmf->page = pfn_swap_entry_to_page(entry);
+	ret = folio->page.pgmap->ops->migrate_to_ram(vmf);
+	folio_unlock(folio);
+	folio_put(folio);
+	return ret;
+}
