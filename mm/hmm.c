@@ -71,6 +71,7 @@
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/string.h>
+#include <linux/swap.h>
 #include <linux/swapops.h>
 
 #include "hmm_internal.h"
@@ -371,15 +372,15 @@ static struct hmm_stencil hmm_adopt(pte_t pte, unsigned long entry)
 }
 
 /*
- * To make a stencil costs as much as to convert some pages without: wait for
- * two pages in a row that could share it. It is of no use where some page could
- * want more than it gives, for then each has to be looked at.
+ * To make a stencil costs as much as to convert two or three pages without. Wait
+ * for two in a row that look as if they could share it, and if their neighbours
+ * do not share it, wait for some pages more.
  */
-static bool hmm_worth_adopting(const struct hmm_walk *hw, unsigned long last,
-			       unsigned long entry)
+#define HMM_ADOPT_EVERY	16
+
+static bool hmm_looks_alike(unsigned long entry, unsigned long last)
 {
-	return (entry & HMM_PFN_VALID) && !((entry ^ last) & HMM_PFN_FLAGS) &&
-	       !hmm_need(hw->may_want, entry);
+	return (entry & HMM_PFN_VALID) && !((entry ^ last) & HMM_PFN_FLAGS);
 }
 
 static bool hmm_copy_one(const struct hmm_stencil *stencil, pte_t *ptep,
@@ -395,17 +396,16 @@ static bool hmm_copy_one(const struct hmm_stencil *stencil, pte_t *ptep,
 
 /*
  * The inner loop: convert PTEs for as long as they fit the stencil. Returns how
- * many did. Ten instructions per page on x86, one of them for the loop.
+ * many did. Ten instructions per page on x86, one of them for the loop; out of
+ * line lest the stencil takes all registers from the caller, too.
  */
-static unsigned long hmm_copy_alike(const struct hmm_stencil *stencil,
-				    pte_t *ptep, unsigned long *slot,
-				    unsigned long nr)
+static noinline unsigned long hmm_copy_alike(const struct hmm_stencil *stencil,
+					     pte_t *ptep, unsigned long *slot,
+					     unsigned long nr)
 {
 	const struct hmm_stencil s = *stencil;
 	unsigned long i = 0;
 
-	if (!s.care)
-		return 0;
 	for (; i + 4 <= nr; i += 4) {
 		if (!hmm_copy_one(&s, ptep + i, slot + i))
 			return i;
@@ -421,46 +421,57 @@ static unsigned long hmm_copy_alike(const struct hmm_stencil *stencil,
 	return i;
 }
 
-/* Settle the pages of one page table. */
+/* Settle the pages of one page table, most of them in hmm_copy_alike(). */
 static int hmm_walk_table(struct mm_walk *walk, pmd_t *pmdp, unsigned long addr,
 			  unsigned long end)
 {
 	struct hmm_walk *hw = walk->private;
 	struct hmm_stencil stencil = HMM_STENCIL_NONE;
 	unsigned long *slot = hmm_slot(hw->range, addr);
-	unsigned long nr = (end - addr) >> PAGE_SHIFT;
-	unsigned long entry = 0, last, i = 0;
-	enum hmm_need need;
-	pte_t *ptep, pte;
+	unsigned long entry = 0, last, adopt_from = addr;
+	pte_t *table, *ptep, pte;
 	int ret = 0;
 
-	cond_resched();
-	ptep = pte_offset_map(pmdp, addr);
-	if (!ptep) {
+	table = pte_offset_map(pmdp, addr);
+	if (!table) {
 		/* No page table any more: see what has come instead. */
 		walk->action = ACTION_AGAIN;
 		return 0;
 	}
 	__acquire(RCU);
 
-	do {
-		pte = ptep_get_lockless(ptep + i);
+	for (ptep = table; addr < end; addr += PAGE_SIZE, ptep++, slot++) {
+		if (stencil.care) {
+			unsigned long nr;
+
+			nr = hmm_copy_alike(&stencil, ptep, slot,
+					    (end - addr) >> PAGE_SHIFT);
+			addr += nr << PAGE_SHIFT;
+			if (addr == end)
+				break;
+			ptep += nr;
+			slot += nr;
+		}
+
+		pte = ptep_get_lockless(ptep);
 		last = entry;
-		entry = hmm_classify_pte(hw->range, walk->vma,
-					 addr + (i << PAGE_SHIFT), pte);
-		need = hmm_pte_need(hmm_request(hw->range, slot[i]), entry, pte);
-		if (need)
-			break;
+		entry = hmm_classify_pte(hw->range, walk->vma, addr, pte);
+		if (unlikely(hmm_need(hw->may_want, entry))) {
+			enum hmm_need need;
 
-		slot[i++] = entry;
-		if (hmm_worth_adopting(hw, last, entry))
+			need = hmm_pte_need(hmm_request(hw->range, *slot),
+					    entry, pte);
+			if (need) {
+				ret = hmm_stop(walk, addr, end, need);
+				break;
+			}
+		} else if (addr >= adopt_from && hmm_looks_alike(entry, last)) {
 			stencil = hmm_adopt(pte, entry);
-		i += hmm_copy_alike(&stencil, ptep + i, slot + i, nr - i);
-	} while (i < nr);
-
-	if (i < nr)
-		ret = hmm_stop(walk, addr + (i << PAGE_SHIFT), end, need);
-	pte_unmap(ptep);
+			adopt_from = addr + HMM_ADOPT_EVERY * PAGE_SIZE;
+		}
+		*slot = entry;
+	}
+	pte_unmap(table);
 	return ret;
 }
 
@@ -491,8 +502,10 @@ static int hmm_walk_pmd(pmd_t *pmdp, unsigned long addr, unsigned long end,
 	unsigned long entry;
 
 	if (!pmd_none(pmd) && pmd_present(pmd) && !hmm_pmd_is_leaf(pmd) &&
-	    likely(!pmd_bad(pmd)))
+	    likely(!pmd_bad(pmd))) {
+		cond_resched();
 		return hmm_walk_table(walk, pmdp, addr, end);
+	}
 
 	entry = hmm_entry_after(hmm_classify_pmd(pmd),
 				(addr & ~PMD_MASK) >> PAGE_SHIFT);
@@ -590,7 +603,6 @@ static int hmm_fault_page(struct vm_area_struct *vma, unsigned long addr,
 	/* A page that comes and goes must not hold a dying task for good. */
 	if (fatal_signal_pending(current))
 		return -EINTR;
-	cond_resched();
 
 	fault = hmm_handle_fault(vma, addr, flags);
 	return fault & VM_FAULT_ERROR ?
@@ -630,10 +642,12 @@ static unsigned long hmm_nr_none(const struct hmm_walk *hw, pte_t *ptep)
 {
 	const unsigned long *slot = hmm_slot(hw->range, hw->addr);
 	unsigned long nr = (hw->end - hw->addr) >> PAGE_SHIFT;
+	bool uniform = !(hw->range->pfn_flags_mask & HMM_PFN_REQ_MASK);
 	unsigned long i;
 
 	for (i = 0; i < nr && pte_none(ptep_get_lockless(ptep + i)); i++) {
-		if (hmm_need(hmm_request(hw->range, slot[i]), 0) != hw->need)
+		if (!uniform &&
+		    hmm_need(hmm_request(hw->range, slot[i]), 0) != hw->need)
 			break;
 	}
 	return i;
@@ -657,12 +671,12 @@ static bool hmm_look_for_need(struct hmm_walk *hw, pmd_t *pmdp)
 {
 	pte_t *table, *ptep;
 
-	ptep = table = pte_offset_map(pmdp, hw->addr);
+	table = pte_offset_map(pmdp, hw->addr);
 	if (!table)
 		return false;
 	__acquire(RCU);
 
-	for (; hw->addr < hw->end; hw->addr += PAGE_SIZE, ptep++) {
+	for (ptep = table; hw->addr < hw->end; hw->addr += PAGE_SIZE, ptep++) {
 		hw->need = hmm_peek(hw, ptep_get_lockless(ptep));
 		if (hw->need)
 			break;
@@ -705,6 +719,7 @@ static int hmm_fault_run(struct hmm_walk *hw)
 	unsigned long start = hw->addr;
 	int ret;
 
+	cond_resched();
 	hw->pmdp = NULL;
 	hw->sure = 0;
 	hw->single = hmm_faults_are_single(hw->vma);
