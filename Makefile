@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-2.0
+# The map: make help
+
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VERBS := run test shell kunit selftest debug where stock clean
+
+.PHONY: help build check relock $(VERBS)
+
+help: ## this list
+	@echo 'Device memory and HMM for Linux 6.12. Fresh Debian 12 or 13, as root: make run'
+	@echo
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@echo
+	@echo '  KSRC=path     another v6.12.y tree or tarball   STOCK=1   the untouched base, for where, shell, test'
+	@echo '  HMM_BUILD=dir where everything is built         ACCEL=kvm if your machine can'
+
+run: ## boot; a process gives data to the device and gets it back changed
+test: ## all tests: KUnit, our selftests, the base's own tests
+shell: ## boot to a shell, modules loaded, tools on PATH; or commands from stdin
+kunit: ## the KUnit suites alone
+selftest: ## our selftests alone
+debug: ## all tests on a kernel with lockdep, KASAN and other checks
+where: ## source=, build=, image=, modules= of what is built
+stock: ## build the untouched base with the same configuration
+clean: ## remove what this clone built (ALL=1: the base and the cache too)
+
+$(VERBS):
+	@scripts/hmm $@
+
+build: ## kernel, modules, test programs and initramfs
+	@scripts/build $(if $(STOCK),stock,$(or $(KERNEL),test))
+
+check: ## style and static checks, the base lock, the harness itself
+	@scripts/check
+
+relock: ## accept the base as it is into scripts/base.lock
+	@scripts/setup && scripts/tree relock

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * A module that claims to be proprietary and uses one symbol: PROBE, by its
+ * address, or put_page(), by a call. It is built, never loaded.
+ */
+#include <linux/hmm.h>
+#include <linux/memremap.h>
+#include <linux/migrate.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/rmap.h>
+
+#ifdef PROBE
+void *probe = PROBE;
+#else
+void probe(struct page *page);
+void probe(struct page *page)
+{
+	put_page(page);
+}
+#endif
+
+MODULE_DESCRIPTION("Licence probe");
+MODULE_LICENSE("Proprietary");

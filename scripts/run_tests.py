@@ -1,0 +1,175 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0
+"""Boot machines, run the tests in them, say what came of it.
+
+Prints one KTAP document, a table, and last "N passed, N failed, N skipped".
+Exit status 0 only if nothing failed and nothing was skipped.
+"""
+import argparse
+import glob
+import os
+import re
+import sys
+import time
+
+import report
+import vm
+
+THP_MODES = ("always", "madvise", "never")
+NOT_TESTS = {"hmm_demo"}
+
+
+def suites_in(tree):
+    """Names of the KUnit suites in the source: all of them must run."""
+    names = []
+    for path in sorted(glob.glob(os.path.join(tree, "mm/tests/*_test.c"))):
+        with open(path, encoding="utf-8") as f:
+            for body in re.findall(r"struct kunit_suite \w+ = \{(.*?)\n\};", f.read(), re.S):
+                names += re.findall(r"\.name = \"([^\"]+)\"", body)
+    return names
+
+
+class Plan:
+    """What one machine is to do."""
+    def __init__(self, name, steps=(), suites=None, numa=False):
+        self.name, self.steps, self.suites, self.numa = name, list(steps), suites, numa
+
+
+def peer_plan(name, load, programs):
+    """The base's hmm-tests in each THP mode, with the driver that load loads."""
+    steps = [(f"{name}-load", "plain", load)]
+    for mode in THP_MODES:
+        for program in programs:
+            label = f"{name}-{mode}" if len(programs) == 1 else f"{name}-{program}-{mode}"
+            steps.append((label, "tap", f"dmirror thp {mode} && cd /tmp && {program}"))
+    steps.append((f"{name}-unload", "plain", "dmirror unload"))
+    return Plan(name, steps)
+
+
+def make_plans(args):
+    """What to run, longest first."""
+    built = {os.path.basename(p) for p in glob.glob(os.path.join(args.out, "bin", "*"))}
+    own = sorted(p for p in built if p.startswith("hmm_") and p not in NOT_TESTS)
+    wanted = set(args.groups or ("kunit", "selftest", "peer"))
+    plans = []
+    if "peer" in wanted:
+        plans.append(peer_plan("peer", "dmirror load", ["hmm-tests"]))
+        if args.kernel != "stock":
+            plans.append(peer_plan("peer-driver", "dmirror load peer", ["hmm-tests"]))
+    if "selftest" in wanted:
+        plan = peer_plan("selftest", "dmirror load", own)
+        plan.numa = True
+        plan.steps.insert(-1, ("demo", "plain", "hmm_demo"))
+        plans.append(plan)
+    if "kunit" in wanted:
+        plans.append(Plan("kunit", suites=suites_in(args.tree)))
+    return plans
+
+
+class Run:
+    """A machine at work on its plan."""
+    def __init__(self, plan, args):
+        self.plan, self.args = plan, args
+        self.logs = os.path.join(args.logs, plan.name)
+        args.numa = plan.numa
+        kunit = "kunit.enable=1" if plan.suites is not None else "kunit.enable=0"
+        self.vm = vm.Machine(args, self.logs, cmdline=[kunit, *args.more],
+                             steps=[(n, c) for n, _, c in plan.steps])
+        self.now, self.times, self.seen = "boot", {}, 0
+        self.mark = self.vm.began
+
+    def poll(self):
+        """True when over; keeps track of the step it is in."""
+        over = self.vm.poll(self.args.limit, self.args.silence) is not None
+        with open(self.vm.steps, encoding="utf-8", errors="replace") as f:
+            f.seek(self.seen)
+            text = f.read()
+        complete = text.rfind("\n") + 1
+        self.seen += len(text[:complete].encode("utf-8", "replace"))
+        now = time.monotonic()
+        for line in text[:complete].split("\n"):
+            begin = re.match(r"=== step (\S+)", line)
+            end = re.match(r"=== end (\S+) status (\d+)", line)
+            if begin:
+                self.now, self.mark = begin.group(1), now
+            elif end:
+                self.times[end.group(1)] = now - self.mark
+                self.note(f"{end.group(1)}: {now - self.mark:.1f} s, status {end.group(2)}")
+        return over
+
+    def note(self, text):
+        sys.stderr.write(f"{CLEAR}    [{self.plan.name}] {text}\n")
+
+    def judge(self):
+        steps = report.judge_machine(
+            self.plan.name, report.read(self.vm.console), report.read(self.vm.steps),
+            [(n, k) for n, k, _ in self.plan.steps], self.vm.ended, self.plan.suites)
+        for step in steps:
+            step.seconds = self.times.get(step.name, 0)
+        steps[-1].seconds = self.vm.seconds
+        if self.vm.ended:
+            self.note(self.vm.ended)
+        return steps
+
+
+CLEAR = "\r\x1b[K" if sys.stderr.isatty() else ""
+
+
+def run_all(plans, args):
+    """All machines, a few at a time; their steps in the order of the plans."""
+    waiting, running, results = list(plans), [], {}
+    began = time.monotonic()
+    try:
+        while waiting or running:
+            while waiting and len(running) < args.jobs:
+                plan = waiting.pop(0)
+                running.append(Run(plan, args))
+            for run in list(running):
+                if run.poll():
+                    running.remove(run)
+                    results[run.plan.name] = run.judge()
+            if CLEAR:
+                at = ", ".join(f"{r.plan.name}: {r.now}" for r in running)
+                sys.stderr.write(f"{CLEAR}    {time.monotonic() - began:.0f} s  {at}")
+                sys.stderr.flush()
+            time.sleep(0.1)
+    finally:
+        for run in running:
+            run.vm.kill()
+        sys.stderr.write(CLEAR)
+    return [step for plan in plans for step in results[plan.name]]
+
+
+def main():
+    ap = argparse.ArgumentParser()
+    vm.arguments(ap)
+    ap.add_argument("--tree", required=True, help="kernel source")
+    ap.add_argument("--out", required=True, help="build folder")
+    ap.add_argument("--kernel", default="test", help="test, debug or stock")
+    ap.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2))
+    ap.add_argument("groups", nargs="*", help="kunit, selftest, peer; default: all")
+    args = ap.parse_args()
+    vm.stop_on_signals()
+
+    slow = 6 if args.kernel == "debug" else 1
+    args.limit, args.silence = 900 * slow, 180 * slow
+    args.more = ["page_owner=on"] if args.kernel == "debug" else []
+
+    plans = make_plans(args)
+    sys.stderr.write(f">>> testing the {args.kernel} kernel: "
+                     f"{', '.join(p.name for p in plans)}\n")
+    steps = run_all(plans, args)
+    sys.stdout.flush()
+    report.print_ktap(steps, sys.stdout)
+    report.print_summary(steps, sys.stdout)
+    print(f"logs: {args.logs}")
+    print(report.closing_line(steps), flush=True)
+    passed, failed, skipped = report.totals(steps)
+    return 0 if passed and not failed and not skipped else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
