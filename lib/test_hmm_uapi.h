@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
+/*
+ * ioctl()s of /dev/hmm_dmirror*: a device that shares the address space of the
+ * process that opened it. See lib/test_hmm.c.
+ */
+#ifndef _LIB_TEST_HMM_UAPI_H
+#define _LIB_TEST_HMM_UAPI_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+/**
+ * struct hmm_dmirror_cmd - argument of every ioctl
+ * @addr: in: first address in the mirrored process, page aligned
+ * @ptr: in: buffer in the caller; see each ioctl
+ * @npages: in: number of pages from @addr on
+ * @cpages: out: number of pages that were copied, moved or described
+ * @faults: out: number of times the device had to fault
+ *
+ * The results are only filled in when the ioctl succeeds.
+ */
+struct hmm_dmirror_cmd {
+	__u64	addr, ptr, npages;
+	__u64	cpages, faults;
+};
+
+#define HMM_DMIRROR_IOC(nr)	_IOWR('H', nr, struct hmm_dmirror_cmd)
+
+/* The device reads @addr.., or writes there; the data is in @ptr. */
+#define HMM_DMIRROR_READ		HMM_DMIRROR_IOC(0x00)
+#define HMM_DMIRROR_WRITE		HMM_DMIRROR_IOC(0x01)
+
+/* Move pages to the device's memory, and read them into @ptr; and back. */
+#define HMM_DMIRROR_MIGRATE_TO_DEV	HMM_DMIRROR_IOC(0x02)
+#define HMM_DMIRROR_MIGRATE_TO_SYS	HMM_DMIRROR_IOC(0x03)
+
+/* What the device sees, without a fault: a byte per page (below) into @ptr. */
+#define HMM_DMIRROR_SNAPSHOT		HMM_DMIRROR_IOC(0x04)
+
+/* Keep the CPU out, and read into @ptr; -EPERM if a page keeps it out still. */
+#define HMM_DMIRROR_EXCLUSIVE		HMM_DMIRROR_IOC(0x05)
+#define HMM_DMIRROR_CHECK_EXCLUSIVE	HMM_DMIRROR_IOC(0x06)
+
+/* Empty the device's memory and take it away; more comes when it is needed. */
+#define HMM_DMIRROR_RELEASE		HMM_DMIRROR_IOC(0x07)
+
+/*
+ * The byte of HMM_DMIRROR_SNAPSHOT: what the page may be used for, how large
+ * its mapping is, and where it is. Nothing in the last column is plain RAM.
+ */
+enum {
+	HMM_DMIRROR_PROT_NONE			= 0,
+	HMM_DMIRROR_PROT_READ			= 1 << 0,
+	HMM_DMIRROR_PROT_WRITE			= 1 << 1,
+
+	HMM_DMIRROR_PROT_PMD			= 1 << 2,
+	HMM_DMIRROR_PROT_PUD			= 1 << 3,
+
+	HMM_DMIRROR_PROT_ZERO			= 1 << 4,
+	HMM_DMIRROR_PROT_DEV_PRIVATE_LOCAL	= 2 << 4,
+	HMM_DMIRROR_PROT_DEV_PRIVATE_REMOTE	= 3 << 4,
+	HMM_DMIRROR_PROT_DEV_COHERENT_LOCAL	= 4 << 4,
+	HMM_DMIRROR_PROT_DEV_COHERENT_REMOTE	= 5 << 4,
+
+	/* No memory here, or none that a device may see; alone */
+	HMM_DMIRROR_PROT_ERROR			= 0xff,
+};
+
+/* Kinds of devices: 0 and 1 are private, 2 and 3 coherent. */
+enum {
+	HMM_DMIRROR_MEMORY_DEVICE_PRIVATE	= 1,
+	HMM_DMIRROR_MEMORY_DEVICE_COHERENT	= 2,
+};
+
+#endif /* _LIB_TEST_HMM_UAPI_H */

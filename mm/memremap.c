@@ -1,0 +1,750 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Page maps: struct pages for device memory (ZONE_DEVICE).
+ *
+ * Vocabulary
+ *
+ * page map (pgmap)
+ *	Ranges of physical addresses with struct pages, of one type, that one
+ *	driver added in one call. Known by pfn in the tree pgmaps.
+ * born with a reference
+ *	Pages of fsdax, generic and p2pdma memory have a count of one for all
+ *	their life: one means idle. Each holds a reference of the page map all
+ *	that time; memunmap_pages() drops these.
+ * given out
+ *	Pages of private and coherent memory have a count of zero until the
+ *	driver gives them out with zone_device_page_init(); only then do they
+ *	hold a reference of the page map, until page_free.
+ *
+ * Life of a page map
+ *
+ *	memremap_pages()		pgmap->ref	get_dev_pagemap()
+ *	  check			nothing touched		-		-
+ *	  reserve		ranges in the tree	dead		NULL
+ *	  add			memory, struct pages	dead		NULL
+ *	  publish				live		pgmap
+ *	memunmap_pages()
+ *	  kill			pages still in use	dying		NULL
+ *	  wait			none in use		dead		NULL
+ *	  remove, release	ranges free again	gone		NULL
+ *
+ * Nothing can fail after publish, and no page can be found before it. The ranges
+ * stay reserved until the last of the memory is gone, so that nobody can add an
+ * overlapping page map while this one is halfway out.
+ *
+ * Locks: the tree has its own; lookups are under RCU, and release waits for
+ * them before the caller gets the structure back. Struct pages and the linear
+ * mapping come and go under mem_hotplug_begin().
+ *
+ * This file never migrates and does not know who maps its pages.
+ */
+#include <linux/device.h>
+#include <linux/io.h>
+#include <linux/kasan.h>
+#include <linux/maple_tree.h>
+#include <linux/memory_hotplug.h>
+#include <linux/memremap.h>
+#include <linux/mm.h>
+#include <linux/page-isolation.h>
+#include <linux/pfn_t.h>
+#include <linux/swap.h>
+#include <linux/wait_bit.h>
+
+#include "internal.h"
+
+/* pfn -> struct dev_pagemap, over all pfns of each range */
+static struct maple_tree pgmaps = MTREE_INIT(pgmaps, MT_FLAGS_USE_RCU);
+
+/* What sets the types apart; decided once, here. */
+static const struct pgmap_rules {
+	bool offered;		/* by this kernel */
+	bool needs_owner;
+	bool needs_page_free;
+	bool needs_to_ram;
+	bool addressable;	/* by the CPU: in the linear map */
+	bool given_out;		/* pages count from use, not from birth */
+} pgmap_rules[] = {
+	[MEMORY_DEVICE_PRIVATE] = {
+		.offered = IS_ENABLED(CONFIG_DEVICE_PRIVATE),
+		.needs_owner = true,
+		.needs_page_free = true,
+		.needs_to_ram = true,
+		.given_out = true,
+	},
+	[MEMORY_DEVICE_COHERENT] = {
+		.offered = true,
+		.needs_owner = true,
+		.needs_page_free = true,
+		.addressable = true,
+		.given_out = true,
+	},
+	[MEMORY_DEVICE_FS_DAX] = {
+		.offered = !IS_ENABLED(CONFIG_FS_DAX_LIMITED),
+		.addressable = true,
+	},
+	[MEMORY_DEVICE_GENERIC] = {
+		.offered = true,
+		.addressable = true,
+	},
+	[MEMORY_DEVICE_PCI_P2PDMA] = {
+		.offered = true,
+		.addressable = true,
+	},
+};
+
+static const struct pgmap_rules *rules_of(const struct dev_pagemap *pgmap)
+{
+	return &pgmap_rules[pgmap->type];
+}
+
+#ifndef CONFIG_ARCH_HAS_MEMREMAP_COMPAT_ALIGN
+/**
+ * memremap_compat_align() - alignment that suits every way to map a range
+ *
+ * A persistent memory namespace may be mapped by memremap() today and by
+ * memremap_pages() tomorrow. The latter asks for more; a namespace that is
+ * aligned to this many bytes can change between them.
+ *
+ * Return: The alignment in bytes.
+ */
+unsigned long memremap_compat_align(void)
+{
+	return SUBSECTION_SIZE;
+}
+EXPORT_SYMBOL_GPL(memremap_compat_align);
+#endif
+
+/* --- Page counts of fsdax ------------------------------------------------ */
+
+#ifdef CONFIG_FS_DAX
+/*
+ * Not EXPORT_SYMBOL_GPL, like __put_devmap_managed_folio_refs() below: the
+ * inline put_page() reaches both, so that every module that puts a page would
+ * need the GPL.
+ */
+DEFINE_STATIC_KEY_FALSE(devmap_managed_key);
+EXPORT_SYMBOL(devmap_managed_key);
+
+/*
+ * __put_devmap_managed_folio_refs() - drop references of a device folio
+ * @folio: a folio in ZONE_DEVICE
+ * @refs: how many
+ *
+ * An fsdax page is never freed: at a count of one it is idle, and whoever waits
+ * to truncate its file wants to know.
+ *
+ * Return: true if it was an fsdax folio and the references are dropped.
+ */
+bool __put_devmap_managed_folio_refs(struct folio *folio, int refs)
+{
+	if (!zone_device_page_is(&folio->page, MEMORY_DEVICE_FS_DAX))
+		return false;
+	if (folio_ref_sub_return(folio, refs) == 1)
+		wake_up_var(&folio->_refcount);
+	return true;
+}
+EXPORT_SYMBOL(__put_devmap_managed_folio_refs);
+
+static void fsdax_count(const struct dev_pagemap *pgmap, bool add)
+{
+	if (pgmap->type != MEMORY_DEVICE_FS_DAX)
+		return;
+	if (add)
+		static_branch_inc(&devmap_managed_key);
+	else
+		static_branch_dec(&devmap_managed_key);
+}
+#else
+static void fsdax_count(const struct dev_pagemap *pgmap, bool add) {}
+#endif
+
+/* --- Ranges -------------------------------------------------------------- */
+
+static u64 range_align(void)
+{
+	return IS_ENABLED(CONFIG_SPARSEMEM_VMEMMAP) ?
+	       SUBSECTION_SIZE : PFN_PHYS(PAGES_PER_SECTION);
+}
+
+static unsigned long range_pfn(const struct range *range)
+{
+	return PHYS_PFN(range->start);
+}
+
+static unsigned long range_nr(const struct range *range)
+{
+	return PHYS_PFN(range_len(range));
+}
+
+/* Pages at the start of range @i that have no struct page: the altmap's. */
+static unsigned long range_skip(struct dev_pagemap *pgmap, int i)
+{
+	struct vmem_altmap *altmap = pgmap_altmap(pgmap);
+
+	return altmap && !i ? vmem_altmap_offset(altmap) : 0;
+}
+
+/* Compound pages, or pages, of all ranges. */
+static unsigned long pgmap_nr_units(struct dev_pagemap *pgmap)
+{
+	unsigned long nr = 0;
+	int i;
+
+	for (i = 0; i < pgmap->nr_range; i++)
+		nr += (range_nr(&pgmap->ranges[i]) - range_skip(pgmap, i)) >>
+		      pgmap->vmemmap_shift;
+	return nr;
+}
+
+/* The range that @pfn is in, or -1. */
+static int pgmap_find_range(struct dev_pagemap *pgmap, unsigned long pfn)
+{
+	int i;
+
+	for (i = 0; i < pgmap->nr_range; i++) {
+		const struct range *range = &pgmap->ranges[i];
+
+		if (pfn - range_pfn(range) < range_nr(range))
+			return i;
+	}
+	return -1;
+}
+
+/**
+ * pgmap_pfn_valid() - has this pfn a struct page of the page map?
+ * @pgmap: a page map
+ * @pfn: any pfn
+ *
+ * Return: false outside of the ranges, and for the pages that the altmap took.
+ */
+bool pgmap_pfn_valid(struct dev_pagemap *pgmap, unsigned long pfn)
+{
+	int i = pgmap_find_range(pgmap, pfn);
+
+	if (i < 0)
+		return false;
+	return pfn - range_pfn(&pgmap->ranges[i]) >= range_skip(pgmap, i);
+}
+
+/* --- Check: may this page map exist? ------------------------------------- */
+
+static int check_type(const struct dev_pagemap *pgmap)
+{
+	const struct dev_pagemap_ops *ops = pgmap->ops;
+	const struct pgmap_rules *rules;
+
+	if ((unsigned int)pgmap->type >= ARRAY_SIZE(pgmap_rules))
+		return -EINVAL;
+
+	rules = rules_of(pgmap);
+	if (!rules->offered)
+		return -EINVAL;
+	if (rules->needs_owner && !pgmap->owner)
+		return -EINVAL;
+	if (rules->needs_page_free && !(ops && ops->page_free))
+		return -EINVAL;
+	if (rules->needs_to_ram && !(ops && ops->migrate_to_ram))
+		return -EINVAL;
+	return 0;
+}
+
+/* The struct pages of an altmap lie in one range, and leave something of it. */
+static int check_altmap(struct dev_pagemap *pgmap)
+{
+	struct vmem_altmap *altmap = pgmap_altmap(pgmap);
+
+	if (!altmap)
+		return 0;
+	if (pgmap->nr_range != 1)
+		return -EINVAL;
+	if (altmap->base_pfn != range_pfn(&pgmap->range))
+		return -EINVAL;
+	if (altmap->reserve > range_nr(&pgmap->range) ||
+	    altmap->free >= range_nr(&pgmap->range) - altmap->reserve)
+		return -EINVAL;
+	return 0;
+}
+
+static int check_range(struct dev_pagemap *pgmap, const struct range *range)
+{
+	struct range limit = mhp_get_pluggable_range(rules_of(pgmap)->addressable);
+
+	if (range->start > range->end)
+		return -EINVAL;
+	if (range->start < limit.start || range->end > limit.end)
+		return -ERANGE;
+	if (!IS_ALIGNED(range->start | (range->end + 1), range_align()))
+		return -EINVAL;
+	/* Else the last compound page had tails that are not ours. */
+	if (!IS_ALIGNED(range_nr(range), pgmap_vmemmap_nr(pgmap)))
+		return -EINVAL;
+	if (region_intersects(range->start, range_len(range),
+			      IORESOURCE_SYSTEM_RAM, IORES_DESC_NONE) !=
+	    REGION_DISJOINT)
+		return -ENXIO;
+	return 0;
+}
+
+static int check_pgmap(struct dev_pagemap *pgmap)
+{
+	int err, i;
+
+	if (pgmap->nr_range <= 0)
+		return -EINVAL;
+	err = check_type(pgmap);
+	if (err)
+		return err;
+	if (pgmap->vmemmap_shift > ilog2(MAX_FOLIO_NR_PAGES))
+		return -EINVAL;
+
+	for (i = 0; i < pgmap->nr_range; i++) {
+		err = check_range(pgmap, &pgmap->ranges[i]);
+		if (err)
+			return err;
+	}
+	return check_altmap(pgmap);
+}
+
+/* --- Reserve: the pfns are ours ------------------------------------------ */
+
+/*
+ * Erasing may have to rebalance the tree, and release cannot fail: a stale entry
+ * would be a stale pointer.
+ */
+static void release_ranges(struct dev_pagemap *pgmap, int nr)
+{
+	int i;
+
+	for (i = 0; i < nr; i++) {
+		unsigned long pfn = range_pfn(&pgmap->ranges[i]);
+
+		mtree_store_range(&pgmaps, pfn,
+				  pfn + range_nr(&pgmap->ranges[i]) - 1, NULL,
+				  GFP_KERNEL | __GFP_NOFAIL);
+	}
+	/* A lookup that found the page map may still be looking at its ref. */
+	synchronize_rcu();
+}
+
+/*
+ * Looking for an overlap and claiming the range is one step under the lock of
+ * the tree: of two callers with overlapping ranges one gets -EEXIST.
+ */
+static int reserve_ranges(struct dev_pagemap *pgmap, int nr)
+{
+	int err, i;
+
+	for (i = 0; i < nr; i++) {
+		unsigned long pfn = range_pfn(&pgmap->ranges[i]);
+
+		err = mtree_insert_range(&pgmaps, pfn,
+					 pfn + range_nr(&pgmap->ranges[i]) - 1,
+					 pgmap, GFP_KERNEL);
+		if (err) {
+			release_ranges(pgmap, i);
+			return err;
+		}
+	}
+	return 0;
+}
+
+/* --- Add: memory and struct pages ---------------------------------------- */
+
+static pgprot_t pgmap_pgprot(const struct dev_pagemap *pgmap)
+{
+	switch (pgmap->type) {
+	case MEMORY_DEVICE_FS_DAX:
+		return pgprot_decrypted(PAGE_KERNEL);
+	case MEMORY_DEVICE_PCI_P2PDMA:
+		return pgprot_noncached(PAGE_KERNEL);
+	default:
+		return PAGE_KERNEL;
+	}
+}
+
+/*
+ * Struct pages of device memory differ in nothing, unless they are compound or
+ * know their own place. Core mm initialises two, which shows whether they do; if
+ * not, the others are copies. So what is in a struct page stays core mm's affair.
+ */
+static bool init_pages_by_copy(struct zone *zone, struct dev_pagemap *pgmap,
+			       unsigned long pfn, unsigned long end)
+{
+	struct page *page = pfn_to_page(pfn);
+	struct page model;
+
+#ifdef SECTION_IN_PAGE_FLAGS
+	return false;
+#endif
+	if (!IS_ENABLED(CONFIG_SPARSEMEM_VMEMMAP) || pgmap->vmemmap_shift ||
+	    end - pfn < 2)
+		return false;
+
+	memmap_init_zone_device(zone, pfn, 2, pgmap);
+	if (memcmp(page, page + 1, sizeof(*page)))
+		return false;
+
+	model = *page;
+	for (pfn += 2, page += 2; pfn < end; pfn++, page++) {
+		*page = model;
+		if (pageblock_aligned(pfn)) {
+			set_pageblock_migratetype(page, MIGRATE_MOVABLE);
+			cond_resched();
+		}
+	}
+	return true;
+}
+
+static void init_pages(struct zone *zone, struct dev_pagemap *pgmap, int i)
+{
+	struct range *range = &pgmap->ranges[i];
+	unsigned long end = range_pfn(range) + range_nr(range);
+	unsigned long pfn = range_pfn(range) + range_skip(pgmap, i);
+
+	if (!init_pages_by_copy(zone, pgmap, pfn, end))
+		memmap_init_zone_device(zone, pfn, end - pfn, pgmap);
+}
+
+/*
+ * The CPU cannot address private memory: it gets struct pages and no linear
+ * mapping.
+ */
+static int add_memory_range(struct dev_pagemap *pgmap, struct range *range,
+			    int nid, struct mhp_params *params)
+{
+	u64 size = range_len(range);
+	int err;
+
+	if (!rules_of(pgmap)->addressable)
+		return add_pages(nid, range_pfn(range), range_nr(range), params);
+
+	err = kasan_add_zero_shadow(__va(range->start), size);
+	if (err)
+		return err;
+	err = arch_add_memory(nid, range->start, size, params);
+	if (err)
+		kasan_remove_zero_shadow(__va(range->start), size);
+	return err;
+}
+
+static void remove_memory_range(struct dev_pagemap *pgmap, struct range *range)
+{
+	u64 size = range_len(range);
+
+	if (!rules_of(pgmap)->addressable) {
+		__remove_pages(range_pfn(range), range_nr(range), NULL, pgmap);
+		return;
+	}
+	arch_remove_memory(range->start, size, pgmap_altmap(pgmap), pgmap);
+	kasan_remove_zero_shadow(__va(range->start), size);
+}
+
+static int pgmap_add_range(struct dev_pagemap *pgmap, int i, int nid)
+{
+	struct zone *zone = &NODE_DATA(nid)->node_zones[ZONE_DEVICE];
+	struct range *range = &pgmap->ranges[i];
+	struct mhp_params params = {
+		.altmap = pgmap_altmap(pgmap),
+		.pgmap = pgmap,
+		.pgprot = pgmap_pgprot(pgmap),
+	};
+	int err;
+
+	err = track_pfn_remap(NULL, &params.pgprot, range_pfn(range), 0,
+			      range_len(range));
+	if (err)
+		return err;
+
+	mem_hotplug_begin();
+	err = add_memory_range(pgmap, range, nid, &params);
+	if (!err)
+		move_pfn_range_to_zone(zone, range_pfn(range), range_nr(range),
+				       params.altmap, MIGRATE_MOVABLE);
+	mem_hotplug_done();
+	if (err) {
+		untrack_pfn(NULL, range_pfn(range), range_len(range), true);
+		return err;
+	}
+
+	/* The long part: without the hotplug lock. */
+	init_pages(zone, pgmap, i);
+	return 0;
+}
+
+static void pgmap_remove_range(struct dev_pagemap *pgmap, int i)
+{
+	struct range *range = &pgmap->ranges[i];
+	/* The first one of the range that was ever initialised. */
+	struct page *page = pfn_to_page(range_pfn(range) + range_skip(pgmap, i));
+
+	mem_hotplug_begin();
+	remove_pfn_range_from_zone(page_zone(page), range_pfn(range),
+				   range_nr(range));
+	remove_memory_range(pgmap, range);
+	mem_hotplug_done();
+	untrack_pfn(NULL, range_pfn(range), range_len(range), true);
+}
+
+static void remove_ranges(struct dev_pagemap *pgmap, int nr)
+{
+	int i;
+
+	for (i = 0; i < nr; i++)
+		pgmap_remove_range(pgmap, i);
+	WARN_ONCE(pgmap->altmap.alloc, "struct pages of an altmap leaked\n");
+}
+
+/*
+ * nr_range counts the ranges that are in while this runs: the vmemmap code
+ * takes ranges[nr_range] for the one that is being added.
+ */
+static int add_ranges(struct dev_pagemap *pgmap, int nid)
+{
+	const int nr = pgmap->nr_range;
+	int err = 0;
+
+	for (pgmap->nr_range = 0; pgmap->nr_range < nr; pgmap->nr_range++) {
+		err = pgmap_add_range(pgmap, pgmap->nr_range, nid);
+		if (err) {
+			remove_ranges(pgmap, pgmap->nr_range);
+			break;
+		}
+	}
+	pgmap->nr_range = nr;
+	return err;
+}
+
+/* --- Publish and kill ---------------------------------------------------- */
+
+static void pgmap_ref_release(struct percpu_ref *ref)
+{
+	complete(&container_of(ref, struct dev_pagemap, ref)->done);
+}
+
+/* From here on get_dev_pagemap() finds it. Pairs with pgmap_kill(). */
+static void pgmap_publish(struct dev_pagemap *pgmap)
+{
+	fsdax_count(pgmap, true);
+	percpu_ref_reinit(&pgmap->ref);
+	if (!rules_of(pgmap)->given_out)
+		percpu_ref_get_many(&pgmap->ref, pgmap_nr_units(pgmap));
+}
+
+static void pgmap_kill(struct dev_pagemap *pgmap)
+{
+	percpu_ref_kill(&pgmap->ref);
+	if (!rules_of(pgmap)->given_out)
+		percpu_ref_put_many(&pgmap->ref, pgmap_nr_units(pgmap));
+}
+
+/**
+ * memremap_pages() - give struct pages to device memory
+ * @pgmap: what to map, and how. Belongs to the core until memunmap_pages(), or
+ *	until this fails
+ * @nid: node that the memory is close to, or NUMA_NO_NODE for the caller's
+ *
+ * With a struct device at hand, devm_memremap_pages() does the same and cleans
+ * up by itself.
+ *
+ * Context: Process context. Sleeps, and takes the memory hotplug lock.
+ *
+ * Return: The kernel address of the first range, which must not be dereferenced
+ * for MEMORY_DEVICE_PRIVATE; or an ERR_PTR(), and nothing has changed:
+ *
+ * * -EINVAL - no range, or one that ends before it starts, is not aligned to a
+ *   subsection, or is no multiple of the compound page; a @type that is unknown
+ *   or not in this kernel; owner or callbacks missing that the type needs; a
+ *   vmemmap_shift above the largest folio; an altmap with several ranges, that
+ *   begins elsewhere, or leaves no page
+ * * -ERANGE - addresses that this machine cannot have
+ * * -ENXIO - the range touches System RAM
+ * * -EEXIST - it overlaps a page map, or another range of this one
+ * * -ENOMEM - out of memory
+ * * anything else that the architecture's hotplug returns
+ */
+void *memremap_pages(struct dev_pagemap *pgmap, int nid)
+{
+	int err;
+
+	if (nid < 0)
+		nid = numa_mem_id();
+
+	err = check_pgmap(pgmap);
+	if (err)
+		return ERR_PTR(err);
+
+	init_completion(&pgmap->done);
+	err = percpu_ref_init(&pgmap->ref, pgmap_ref_release,
+			      PERCPU_REF_INIT_DEAD, GFP_KERNEL);
+	if (err)
+		return ERR_PTR(err);
+
+	err = reserve_ranges(pgmap, pgmap->nr_range);
+	if (err)
+		goto err_exit_ref;
+	err = add_ranges(pgmap, nid);
+	if (err)
+		goto err_release_ranges;
+
+	pgmap_publish(pgmap);
+	return __va(pgmap->range.start);
+
+err_release_ranges:
+	release_ranges(pgmap, pgmap->nr_range);
+err_exit_ref:
+	percpu_ref_exit(&pgmap->ref);
+	return ERR_PTR(err);
+}
+EXPORT_SYMBOL_GPL(memremap_pages);
+
+/**
+ * memunmap_pages() - take the struct pages away again
+ * @pgmap: what memremap_pages() took
+ *
+ * No new reference can be had from now on. Waits for the ones that are out, so
+ * the driver has evicted its memory, or is about to, on another CPU. It holds no
+ * lock that freeing its pages needs.
+ *
+ * Context: Process context. Sleeps, possibly for long.
+ */
+void memunmap_pages(struct dev_pagemap *pgmap)
+{
+	pgmap_kill(pgmap);
+	wait_for_completion(&pgmap->done);
+
+	remove_ranges(pgmap, pgmap->nr_range);
+	release_ranges(pgmap, pgmap->nr_range);
+	percpu_ref_exit(&pgmap->ref);
+	fsdax_count(pgmap, false);
+}
+EXPORT_SYMBOL_GPL(memunmap_pages);
+
+static void devm_release_pgmap(void *pgmap)
+{
+	memunmap_pages(pgmap);
+}
+
+/**
+ * devm_memremap_pages() - memremap_pages() for the time a driver is bound
+ * @dev: the device; its node is the memory's
+ * @pgmap: what to map, and how
+ *
+ * Context: Process context. Sleeps.
+ *
+ * Return: As memremap_pages().
+ */
+void *devm_memremap_pages(struct device *dev, struct dev_pagemap *pgmap)
+{
+	void *addr = memremap_pages(pgmap, dev_to_node(dev));
+	int err;
+
+	if (IS_ERR(addr))
+		return addr;
+	err = devm_add_action_or_reset(dev, devm_release_pgmap, pgmap);
+	return err ? ERR_PTR(err) : addr;
+}
+EXPORT_SYMBOL_GPL(devm_memremap_pages);
+
+/**
+ * devm_memunmap_pages() - memunmap_pages() before the driver is unbound
+ * @dev: the device
+ * @pgmap: what devm_memremap_pages() took
+ *
+ * Context: Process context. Sleeps, possibly for long.
+ */
+void devm_memunmap_pages(struct device *dev, struct dev_pagemap *pgmap)
+{
+	devm_release_action(dev, devm_release_pgmap, pgmap);
+}
+EXPORT_SYMBOL_GPL(devm_memunmap_pages);
+
+/**
+ * get_dev_pagemap() - the page map of a pfn, and a reference to it
+ * @pfn: any pfn
+ * @pgmap: page map of an earlier call, or NULL. Its reference goes over to the
+ *	result when it covers @pfn, and is dropped when not. For loops.
+ *
+ * While the reference is held the struct pages stay.
+ *
+ * Context: Any.
+ *
+ * Return: The page map, for put_dev_pagemap(); NULL when @pfn is in none, or in
+ * one that is not there yet or about to go.
+ */
+struct dev_pagemap *get_dev_pagemap(unsigned long pfn,
+				    struct dev_pagemap *pgmap)
+{
+	if (pgmap && pgmap_find_range(pgmap, pfn) >= 0)
+		return pgmap;
+	put_dev_pagemap(pgmap);
+
+	/* Pairs with synchronize_rcu() in release_ranges(). */
+	guard(rcu)();
+	pgmap = mtree_load(&pgmaps, pfn);
+	return pgmap && percpu_ref_tryget_live_rcu(&pgmap->ref) ? pgmap : NULL;
+}
+EXPORT_SYMBOL_GPL(get_dev_pagemap);
+
+/* --- A page's life ------------------------------------------------------- */
+
+/**
+ * zone_device_page_init() - give out a free page
+ * @page: page of private or coherent memory that nobody uses
+ *
+ * The page is locked and has one reference, which is the caller's. When the
+ * last one is dropped, page_free is called.
+ *
+ * Context: Any: nobody else can hold the lock of a free page.
+ */
+void zone_device_page_init(struct page *page)
+{
+	struct percpu_ref *ref = &page->pgmap->ref;
+
+	/*
+	 * A driver that gives out pages after memunmap_pages() began is wrong.
+	 * The page takes its reference all the same, as freeing it drops one.
+	 */
+	if (WARN_ON_ONCE(!percpu_ref_tryget_live(ref)))
+		percpu_ref_get(ref);
+	set_page_count(page, 1);
+	lock_page(page);
+}
+EXPORT_SYMBOL_GPL(zone_device_page_init);
+
+/*
+ * What the process left on the folio goes, so that the next one finds it blank.
+ * mapping may still say that it is anonymous; what it points to is gone.
+ */
+static void scrub_folio(struct folio *folio)
+{
+	long i;
+
+	mem_cgroup_uncharge(folio);
+	if (folio_test_anon(folio))
+		for (i = 0; i < folio_nr_pages(folio); i++)
+			__ClearPageAnonExclusive(folio_page(folio, i));
+	folio->mapping = NULL;
+}
+
+/*
+ * free_zone_device_folio() - the last reference of a device folio is gone
+ *
+ * The reference of the page map is dropped last: until then the struct page
+ * stays, even if page_free makes the driver's teardown go on. A page that is
+ * born with a reference has it back before the driver may give it out again.
+ */
+void free_zone_device_folio(struct folio *folio)
+{
+	struct dev_pagemap *pgmap = folio->page.pgmap;
+	bool given_out = rules_of(pgmap)->given_out;
+
+	if (WARN_ON_ONCE(!pgmap->ops || !pgmap->ops->page_free))
+		return;
+
+	scrub_folio(folio);
+	if (!given_out)
+		folio_set_count(folio, 1);
+	pgmap->ops->page_free(&folio->page);
+	if (given_out)
+		put_dev_pagemap(pgmap);
+}
