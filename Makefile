@@ -4,9 +4,9 @@
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-VERBS := run test shell kunit selftest debug where stock clean
+VERBS := run test shell kunit selftest debug check build where stock relock clean
 
-.PHONY: help build check relock $(VERBS)
+.PHONY: help $(VERBS)
 
 help: ## this list
 	@echo 'Device memory and HMM for Linux 6.12. Fresh Debian 12 or 13, as root: make run'
@@ -22,18 +22,12 @@ shell: ## boot to a shell, modules loaded, tools on PATH; or commands from stdin
 kunit: ## the KUnit suites alone
 selftest: ## our selftests alone
 debug: ## all tests on a kernel with lockdep, KASAN and other checks
+check: ## the base lock, style and static checks
+build: ## kernel, modules, test programs and initramfs
 where: ## source=, build=, image=, modules= of what is built
 stock: ## build the untouched base with the same configuration
+relock: ## accept the base as it is into scripts/base.lock
 clean: ## remove what this clone built (ALL=1: the base and the cache too)
 
 $(VERBS):
 	@scripts/hmm $@
-
-build: ## kernel, modules, test programs and initramfs
-	@scripts/build $(if $(STOCK),stock,$(or $(KERNEL),test))
-
-check: ## style and static checks, the base lock, the harness itself
-	@scripts/check
-
-relock: ## accept the base as it is into scripts/base.lock
-	@scripts/setup && scripts/tree relock

@@ -14,6 +14,7 @@
 
 set -euo pipefail
 export LC_ALL=C
+export PATH=$PATH:/usr/sbin:/sbin	# depmod, for those who are not root
 
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 ROOT=$(realpath -m "${HMM_BUILD:-${XDG_CACHE_HOME:-$HOME/.cache}/hmm}")
@@ -120,6 +121,22 @@ kmake() {
 		KBUILD_BUILD_TIMESTAMP="@${SOURCE_DATE_EPOCH:-0}" \
 		KBUILD_BUILD_USER=hmm KBUILD_BUILD_HOST=hmm \
 		make -C "$TREE" O="$OUT" CC="ccache gcc" HOSTCC="ccache gcc" "$@"
+}
+
+# A command in a process group of its own, which a signal to us ends as a whole:
+# a shell would wait for make, and make for its compilers.
+contained() {
+	local pid status=0
+
+	set -m
+	"$@" <&0 &
+	pid=$!
+	set +m
+	# shellcheck disable=SC2064	# the pid of now
+	trap "trap '' INT TERM HUP; kill -TERM -- -$pid 2>/dev/null; wait; exit 130" INT TERM HUP
+	wait "$pid" || status=$?
+	trap - INT TERM HUP
+	return "$status"
 }
 
 progress() { "$REPO/scripts/progress.py" "$@"; }

@@ -1,11 +1,14 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""The harness must fail where it should: one case for each way to go wrong."""
+"""The harness must fail where it should: one case for each way to go wrong.
+
+Prints TAP. Boots nothing.
+"""
 import io
 import os
-import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 import report
@@ -261,7 +264,7 @@ class FakeQemu(unittest.TestCase):
                 args.initrd = initrd
                 box = vm.Machine(args, os.path.join(d, "logs"), steps=[])
                 while box.poll(limit, silence) is None:
-                    pass
+                    time.sleep(0.01)
                 with self.assertRaises(ProcessLookupError):
                     os.kill(box.qemu.pid, 0)
                 return box.ended
@@ -284,6 +287,43 @@ class FakeQemu(unittest.TestCase):
         self.assertIn("within", self.poll("exec sleep 60", limit=0.3))
 
 
+class TapResult(unittest.TestResult):
+    """One TAP line per test, and why below those that failed."""
+    def __init__(self):
+        super().__init__()
+        self.wrong = ""
+
+    def addFailure(self, test, err):
+        super().addFailure(test, err)
+        self.wrong += self.failures[-1][1]
+
+    def addError(self, test, err):
+        super().addError(test, err)
+        self.wrong += self.errors[-1][1]
+
+    def addSubTest(self, test, subtest, err):
+        super().addSubTest(test, subtest, err)
+        if err:
+            self.wrong += f"{subtest}: {err[1]}\n"
+
+    def startTest(self, test):
+        super().startTest(test)
+        self.wrong = ""
+
+    def stopTest(self, test):
+        super().stopTest(test)
+        name = f"{type(test).__name__}.{test._testMethodName}"
+        print("not ok" if self.wrong else "ok", self.testsRun, name)
+        for line in self.wrong.splitlines():
+            print("#", line)
+
+
+def main():
+    tests = unittest.defaultTestLoader.loadTestsFromModule(sys.modules["__main__"])
+    print("TAP version 13")
+    print(f"1..{tests.countTestCases()}")
+    return 0 if tests.run(TapResult()).wasSuccessful() else 1
+
+
 if __name__ == "__main__":
-    sys.dont_write_bytecode = True
-    unittest.main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""Boot machines, run the tests in them, say what came of it.
+"""Run the tests of the host, boot machines and run theirs, say what came of it.
 
 Prints one KTAP document, a table, and last "N passed, N failed, N skipped".
 Exit status 0 only if nothing failed and nothing was skipped.
@@ -9,12 +9,15 @@ import argparse
 import glob
 import os
 import re
+import signal
+import subprocess
 import sys
 import time
 
 import report
 import vm
 
+GROUPS = ("host", "kunit", "selftest", "peer")
 THP_MODES = ("always", "madvise", "never")
 NOT_TESTS = {"hmm_demo"}
 
@@ -46,11 +49,44 @@ def peer_plan(name, load, programs):
     return Plan(name, steps)
 
 
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+# What needs no machine: (name, command), both print TAP.
+HOST_STEPS = (
+    ("harness", (sys.executable, "-B", os.path.join(HERE, "report_test.py"))),
+    ("licence", (os.path.join(HERE, "licence", "test"),)),
+)
+HOST_LIMIT = 300
+
+
+def run_host_step(name, command, args):
+    """One step here, judged like one that ran in a machine."""
+    os.makedirs(args.logs, exist_ok=True)
+    path = os.path.join(args.logs, f"{name}.log")
+    began = time.monotonic()
+    with open(path, "wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
+                                   stderr=subprocess.STDOUT, start_new_session=True,
+                                   env={**os.environ, "FLAVOUR": args.kernel})
+        try:
+            status = process.wait(HOST_LIMIT)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    step = report.judge_step(name, "tap", {name: (report.read(path).split("\n"), status)})
+    step.seconds = time.monotonic() - began
+    sys.stderr.write(f"    [host] {name}: {step.seconds:.1f} s, status {status}\n")
+    return step
+
+
 def make_plans(args):
     """What to run, longest first."""
     built = {os.path.basename(p) for p in glob.glob(os.path.join(args.out, "bin", "*"))}
     own = sorted(p for p in built if p.startswith("hmm_") and p not in NOT_TESTS)
-    wanted = set(args.groups or ("kunit", "selftest", "peer"))
+    wanted = set(args.groups or GROUPS)
     plans = []
     if "peer" in wanted:
         plans.append(peer_plan("peer", "dmirror load", ["hmm-tests"]))
@@ -147,7 +183,7 @@ def main():
     ap.add_argument("--out", required=True, help="build folder")
     ap.add_argument("--kernel", default="test", help="test, debug or stock")
     ap.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2))
-    ap.add_argument("groups", nargs="*", help="kunit, selftest, peer; default: all")
+    ap.add_argument("groups", nargs="*", help=f"of {', '.join(GROUPS)}; default: all")
     args = ap.parse_args()
     vm.stop_on_signals()
 
@@ -156,9 +192,11 @@ def main():
     args.more = ["page_owner=on"] if args.kernel == "debug" else []
 
     plans = make_plans(args)
-    sys.stderr.write(f">>> testing the {args.kernel} kernel: "
-                     f"{', '.join(p.name for p in plans)}\n")
-    steps = run_all(plans, args)
+    hosted = HOST_STEPS if "host" in (args.groups or GROUPS) else ()
+    names = [name for name, _ in hosted] + [p.name for p in plans]
+    sys.stderr.write(f">>> testing the {args.kernel} kernel: {', '.join(names)}\n")
+    steps = [run_host_step(name, command, args) for name, command in hosted]
+    steps += run_all(plans, args)
     sys.stdout.flush()
     report.print_ktap(steps, sys.stdout)
     report.print_summary(steps, sys.stdout)

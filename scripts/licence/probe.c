@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A module that claims to be proprietary and uses one symbol: PROBE, by its
- * address, or put_page(), by a call. It is built, never loaded.
+ * A module that claims to be proprietary. With PROBES it takes the address of
+ * each symbol named there, without it calls put_page(). It is built, never
+ * loaded.
  */
 #include <linux/hmm.h>
 #include <linux/memremap.h>
@@ -10,8 +11,8 @@
 #include <linux/module.h>
 #include <linux/rmap.h>
 
-#ifdef PROBE
-void *probe = PROBE;
+#ifdef PROBES
+void *probes[] = { PROBES };
 #else
 void probe(struct page *page);
 void probe(struct page *page)
