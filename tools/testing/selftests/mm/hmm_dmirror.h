@@ -51,8 +51,8 @@
 /* A signal that comes again and again must not keep a test for ever. */
 #define DM_EINTR_TRIES	1000
 
-/* Lists per CPU hold freed pages back; a leak is more than this. */
-#define DM_NOISE_KB	(24L << 10)
+/* What threads, slabs and page tables may keep; a leak is more than this. */
+#define DM_NOISE_KB	(8L << 10)
 
 enum dm_unit {
 	DM_PRIVATE0,
@@ -587,6 +587,22 @@ static inline long dm_meminfo_kb(const char *field)
 	return kb;
 }
 
+/* What is free: in the zones, and in the lists that each CPU has of them. */
+static inline long dm_free_kb(void)
+{
+	FILE *f = fopen("/proc/zoneinfo", "r");
+	long pages, free = 0;
+	char line[128];
+
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, " nr_free_pages %ld", &pages) == 1 ||
+		    sscanf(line, " count: %ld", &pages) == 1)
+			free += pages;
+	if (f)
+		fclose(f);
+	return free * (sysconf(_SC_PAGESIZE) >> 10);
+}
+
 /* Memory that has gone since @before_kb, once what is on its way is back. */
 static inline long dm_lost_kb(long before_kb)
 {
@@ -596,7 +612,7 @@ static inline long dm_lost_kb(long before_kb)
 	for (tries = 0; tries < 40 && lost > DM_NOISE_KB; tries++) {
 		if (tries)
 			usleep(50000);
-		lost = before_kb - dm_meminfo_kb("MemFree");
+		lost = before_kb - dm_free_kb();
 	}
 	return lost;
 }

@@ -280,7 +280,7 @@ TEST_F(contract, c3_storage_comes_back)
 	long before, round;
 	struct dm_mem m;
 
-	before = dm_meminfo_kb("MemFree");
+	before = dm_free_kb();
 	for (round = 0; round < 12; round++) {
 		ASSERT_EQ(0, dm_hole(&m, 1024));
 		EXPECT_EQ(0, dm_to_dev(&self->dev, &m, 0, 1024));

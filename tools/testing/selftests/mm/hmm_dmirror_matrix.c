@@ -825,7 +825,7 @@ static void live_until_killed(int unit, bool huge)
 
 TEST_F(matrix, killed_at_any_point)
 {
-	long before = dm_meminfo_kb("MemFree");
+	long before = dm_free_kb();
 	unsigned int seed = 4711;
 	pid_t pid[3];
 	int i, round;
@@ -1625,7 +1625,7 @@ static void *move_pages_about(void *arg)
 TEST_F(movers, same_range)
 {
 	struct mover v[MAX_MOVERS] = { };
-	long before = dm_meminfo_kb("MemFree");
+	long before = dm_free_kb();
 	pthread_barrier_t line;
 	struct dm_mem m;
 	int i, round;
