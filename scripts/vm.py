@@ -25,9 +25,10 @@ MEMORY_MB = 6144
 HUGE_PAGES = 16
 
 # 512 MB of RAM at 4 GB are taken from the kernel and become the memory of the
-# two coherent devices.
-COHERENT = ["memmap=512M$0x100000000",
-            "spm_addr_dev0=0x100000000", "spm_addr_dev1=0x110000000"]
+# two coherent devices; one KUnit test has it before them.
+KEPT = ["memmap=512M$0x100000000",
+        "spm_addr_dev0=0x100000000", "spm_addr_dev1=0x110000000",
+        "memremap_test.spare=0x100000000"]
 
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -59,7 +60,7 @@ def make_initrd(base, extra, path):
 
 def command_line(args, *more):
     line = ["console=ttyS0", "panic=-1", "oops=panic", "printk.devkmsg=on",
-            "log_buf_len=4M", f"hugepages={HUGE_PAGES}", *COHERENT, *more]
+            "log_buf_len=4M", f"hugepages={HUGE_PAGES}", *KEPT, *more]
     if args.append:
         line.append(args.append)
     return " ".join(line)

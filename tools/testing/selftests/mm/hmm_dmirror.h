@@ -51,8 +51,8 @@
 /* A signal that comes again and again must not keep a test for ever. */
 #define DM_EINTR_TRIES	1000
 
-/* What threads, slabs and page tables may keep; a leak is more than this. */
-#define DM_NOISE_KB	(8L << 10)
+/* Threads leave their stacks to the next ones; a leak is more than this. */
+#define DM_NOISE_KB	(16L << 10)
 
 enum dm_unit {
 	DM_PRIVATE0,
