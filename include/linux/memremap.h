@@ -78,7 +78,7 @@ struct vmem_altmap {
  *	-EOPNOTSUPP (as if not there) for the default treatment. Optional.
  */
 struct dev_pagemap_ops {
-	int (*memory_failure)(struct dev_pagemap *pgmap, unsigned long pfn,
+	int (*memory_failure)(struct dev_pagemap *pgmap, unsigned long first_pfn,
 			      unsigned long nr_pages, int mf_flags);
 	vm_fault_t (*migrate_to_ram)(struct vm_fault *vmf);
 	void (*page_free)(struct page *page);
@@ -215,6 +215,12 @@ static inline bool zone_device_page_is(const struct page *page,
 	return is_zone_device_page(page) && page->pgmap->type == type;
 }
 
+static inline bool is_pci_p2pdma_page(const struct page *page)
+{
+	return IS_ENABLED(CONFIG_PCI_P2PDMA) &&
+	       zone_device_page_is(page, MEMORY_DEVICE_PCI_P2PDMA);
+}
+
 static inline bool is_device_coherent_page(const struct page *page)
 {
 	return zone_device_page_is(page, MEMORY_DEVICE_COHERENT);
@@ -225,21 +231,16 @@ static inline bool folio_is_device_coherent(const struct folio *folio)
 	return zone_device_page_is(&folio->page, MEMORY_DEVICE_COHERENT);
 }
 
+static inline bool folio_is_device_private(const struct folio *folio)
+{
+	return IS_ENABLED(CONFIG_DEVICE_PRIVATE) &&
+	       zone_device_page_is(&folio->page, MEMORY_DEVICE_PRIVATE);
+}
+
 static inline bool is_device_private_page(const struct page *page)
 {
 	return IS_ENABLED(CONFIG_DEVICE_PRIVATE) &&
 	       zone_device_page_is(page, MEMORY_DEVICE_PRIVATE);
-}
-
-static inline bool folio_is_device_private(const struct folio *folio)
-{
-	return is_device_private_page(&folio->page);
-}
-
-static inline bool is_pci_p2pdma_page(const struct page *page)
-{
-	return IS_ENABLED(CONFIG_PCI_P2PDMA) &&
-	       zone_device_page_is(page, MEMORY_DEVICE_PCI_P2PDMA);
 }
 
 #endif /* _LINUX_MEMREMAP_H_ */
