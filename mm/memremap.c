@@ -275,9 +275,6 @@ static int check_range(struct dev_pagemap *pgmap, const struct range *range)
 		return -ERANGE;
 	if (!IS_ALIGNED(range->start | (range->end + 1), range_align()))
 		return -EINVAL;
-	/* Else the last compound page had tails that are not ours. */
-	if (!IS_ALIGNED(range_nr(range), pgmap_vmemmap_nr(pgmap)))
-		return -EINVAL;
 	if (region_intersects(range->start, range_len(range),
 			      IORESOURCE_SYSTEM_RAM, IORES_DESC_NONE) !=
 	    REGION_DISJOINT)
@@ -302,7 +299,19 @@ static int check_pgmap(struct dev_pagemap *pgmap)
 		if (err)
 			return err;
 	}
-	return check_altmap(pgmap);
+	err = check_altmap(pgmap);
+	if (err)
+		return err;
+
+	/*
+	 * Compound pages begin behind the altmap, wherever that is. A last one
+	 * that is not whole would have tails which are not ours.
+	 */
+	for (i = 0; i < pgmap->nr_range; i++)
+		if (!IS_ALIGNED(range_nr(&pgmap->ranges[i]) - range_skip(pgmap, i),
+				pgmap_vmemmap_nr(pgmap)))
+			return -EINVAL;
+	return 0;
 }
 
 /* --- Reserve: the pfns are ours ------------------------------------------ */
@@ -405,6 +414,47 @@ static void init_pages(struct zone *zone, struct dev_pagemap *pgmap, int i)
 		memmap_init_zone_device(zone, pfn, end - pfn, pgmap);
 }
 
+/* Pages of @range from @pfn on that are in the same section. */
+static unsigned long nr_in_section(const struct range *range, unsigned long pfn)
+{
+	return min(range_pfn(range) + range_nr(range),
+		   SECTION_ALIGN_UP(pfn + 1)) - pfn;
+}
+
+static bool section_has_pages(unsigned long pfn)
+{
+	struct mem_section *ms = __pfn_to_section(pfn);
+
+	return ms && valid_section(ms) && pfn_section_valid(ms, pfn);
+}
+
+static bool range_has_pages(const struct range *range)
+{
+	unsigned long pfn = range_pfn(range);
+	unsigned long end = pfn + range_nr(range);
+
+	for (; pfn < end; pfn += PHYS_PFN(range_align()))
+		if (section_has_pages(pfn))
+			return true;
+	return false;
+}
+
+/*
+ * The architecture's hotplug adds section by section, and an error leaves those
+ * before it. None was there when it began.
+ */
+static void remove_partly_added(struct dev_pagemap *pgmap,
+				const struct range *range)
+{
+	unsigned long pfn = range_pfn(range);
+	unsigned long end = pfn + range_nr(range);
+
+	for (; pfn < end; pfn += nr_in_section(range, pfn))
+		if (section_has_pages(pfn))
+			__remove_pages(pfn, nr_in_section(range, pfn),
+				       pgmap_altmap(pgmap), pgmap);
+}
+
 /*
  * The CPU cannot address private memory: it gets struct pages and no linear
  * mapping.
@@ -412,17 +462,25 @@ static void init_pages(struct zone *zone, struct dev_pagemap *pgmap, int i)
 static int add_memory_range(struct dev_pagemap *pgmap, struct range *range,
 			    int nid, struct mhp_params *params)
 {
+	bool addressable = rules_of(pgmap)->addressable;
 	u64 size = range_len(range);
 	int err;
 
-	if (!rules_of(pgmap)->addressable)
-		return add_pages(nid, range_pfn(range), range_nr(range), params);
+	if (range_has_pages(range))
+		return -EEXIST;
+	if (addressable) {
+		err = kasan_add_zero_shadow(__va(range->start), size);
+		if (err)
+			return err;
+		err = arch_add_memory(nid, range->start, size, params);
+	} else {
+		err = add_pages(nid, range_pfn(range), range_nr(range), params);
+	}
+	if (!err)
+		return 0;
 
-	err = kasan_add_zero_shadow(__va(range->start), size);
-	if (err)
-		return err;
-	err = arch_add_memory(nid, range->start, size, params);
-	if (err)
+	remove_partly_added(pgmap, range);
+	if (addressable)
 		kasan_remove_zero_shadow(__va(range->start), size);
 	return err;
 }
@@ -558,7 +616,8 @@ static void pgmap_kill(struct dev_pagemap *pgmap)
  *   begins elsewhere, or leaves no page
  * * -ERANGE - addresses that this machine cannot have
  * * -ENXIO - the range touches System RAM
- * * -EEXIST - it overlaps a page map, or another range of this one
+ * * -EEXIST - it overlaps a page map, or another range of this one, or has struct
+ *   pages already
  * * -ENOMEM - out of memory
  * * anything else that the architecture's hotplug returns
  */
@@ -684,6 +743,22 @@ struct dev_pagemap *get_dev_pagemap(unsigned long pfn,
 	return pgmap && percpu_ref_tryget_live_rcu(&pgmap->ref) ? pgmap : NULL;
 }
 EXPORT_SYMBOL_GPL(get_dev_pagemap);
+
+/**
+ * pfn_in_pgmap() - does ZONE_DEVICE have this pfn?
+ * @pfn: any pfn
+ *
+ * Unlike get_dev_pagemap() this says yes while the page map comes and goes, too:
+ * whoever looks for RAM must not take it for that then.
+ *
+ * Context: Any.
+ *
+ * Return: true from before its struct page is there until after it is gone.
+ */
+bool pfn_in_pgmap(unsigned long pfn)
+{
+	return mtree_load(&pgmaps, pfn);
+}
 
 /* --- A page's life ------------------------------------------------------- */
 

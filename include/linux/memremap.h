@@ -137,6 +137,7 @@ void memunmap_pages(struct dev_pagemap *pgmap);
 
 /* Its pages. */
 bool pgmap_pfn_valid(struct dev_pagemap *pgmap, unsigned long pfn);
+bool pfn_in_pgmap(unsigned long pfn);
 struct dev_pagemap *get_dev_pagemap(unsigned long pfn,
 				    struct dev_pagemap *pgmap);
 void zone_device_page_init(struct page *page);
@@ -152,6 +153,11 @@ static inline unsigned long memremap_compat_align(void)
 }
 
 static inline bool pgmap_pfn_valid(struct dev_pagemap *map, unsigned long pfn)
+{
+	return false;
+}
+
+static inline bool pfn_in_pgmap(unsigned long pfn)
 {
 	return false;
 }

@@ -6,7 +6,7 @@
  * touches what a struct page describes. The one test that has to, because its
  * struct pages are in it, uses memory that the boot line keeps from the kernel:
  *
- *	memmap=64M$0x100000000 memremap_test.spare=0x100000000
+ *	memmap=128M$0x100000000 memremap_test.spare=0x100000000
  */
 #include <kunit/device.h>
 #include <kunit/test.h>
@@ -35,7 +35,7 @@
 
 static unsigned long spare;
 module_param(spare, ulong, 0);
-MODULE_PARM_DESC(spare, "address of 64 MiB of memory that nobody uses");
+MODULE_PARM_DESC(spare, "address of 128 MiB of memory that nobody uses, at a multiple of that");
 
 /**
  * struct room - addresses to map, and what happens there
@@ -353,6 +353,12 @@ static void altmap_wraps(struct dev_pagemap *pgmap)
 	set_altmap(pgmap, PHYS_PFN(pgmap->range.start), 8, ULONG_MAX - 4);
 }
 
+static void compound_with_altmap_not_whole(struct dev_pagemap *pgmap)
+{
+	pgmap->vmemmap_shift = 4;
+	set_altmap(pgmap, PHYS_PFN(pgmap->range.start), 0, 8);
+}
+
 static void altmap_of_two_ranges(struct dev_pagemap *pgmap)
 {
 	set_altmap(pgmap, PHYS_PFN(pgmap->range.start), 0, 8);
@@ -396,6 +402,8 @@ static const struct bad_map {
 	{ "altmap takes all in two", altmap_takes_all_in_two, -EINVAL, MEMORY_DEVICE_FS_DAX },
 	{ "altmap reserves more", altmap_reserves_more, -EINVAL, MEMORY_DEVICE_FS_DAX },
 	{ "altmap wraps", altmap_wraps, -EINVAL, MEMORY_DEVICE_FS_DAX },
+	{ "half a compound page behind the altmap", compound_with_altmap_not_whole, -EINVAL,
+	  MEMORY_DEVICE_FS_DAX },
 	{ "altmap of two ranges", altmap_of_two_ranges, -EINVAL, MEMORY_DEVICE_FS_DAX },
 };
 KUNIT_ARRAY_PARAM_DESC(bad_maps, bad_maps, name);
@@ -602,7 +610,7 @@ static void compound_pages_are_whole(struct kunit *test)
 	unmap(map);
 }
 
-/* 64 MiB, of which the driver keeps 16 pages and struct pages take some. */
+/* A section, of which the driver keeps 16 pages and struct pages take some. */
 static void altmap_has_its_struct_pages_inside(struct kunit *test)
 {
 	const unsigned long reserve = 16, room_for_pages = 1024;
@@ -615,7 +623,7 @@ static void altmap_has_its_struct_pages_inside(struct kunit *test)
 
 	map = new_map(room, MEMORY_DEVICE_FS_DAX, 0, 1);
 	map->pgmap.range.start = spare;
-	map->pgmap.range.end = spare + SZ_64M - 1;
+	map->pgmap.range.end = spare + SZ_128M - 1;
 	pfn = PHYS_PFN(spare);
 	set_altmap(&map->pgmap, pfn, reserve, room_for_pages);
 
