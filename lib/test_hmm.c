@@ -172,9 +172,7 @@ static struct dmirror_chunk *page_chunk(const struct page *page)
 
 static struct page *page_backing(struct page *page)
 {
-	if (is_device_private_page(page) || is_device_coherent_page(page))
-		return page->zone_device_data;
-	return page;
+	return is_device_private_page(page) ? page->zone_device_data : page;
 }
 
 static unsigned long chunk_pfn(const struct dmirror_chunk *chunk)
@@ -238,7 +236,7 @@ static struct page *device_alloc_page(struct dmirror_device *device)
 		return NULL;
 	}
 	zone_device_page_init(page);
-	page->zone_device_data = backing ?: page;
+	page->zone_device_data = backing;
 	return page;
 }
 
@@ -848,13 +846,12 @@ static u8 prot_place(struct dmirror *dm, struct page *page)
 
 static u8 prot_size(unsigned long entry)
 {
-	switch (hmm_pfn_to_map_order(entry) + PAGE_SHIFT) {
-	case PMD_SHIFT:
+	unsigned int shift = hmm_pfn_to_map_order(entry) + PAGE_SHIFT;
+
+	/* No switch: with fewer levels of page tables the two are the same. */
+	if (shift == PMD_SHIFT)
 		return HMM_DMIRROR_PROT_PMD;
-	case PUD_SHIFT:
-		return HMM_DMIRROR_PROT_PUD;
-	}
-	return 0;
+	return shift == PUD_SHIFT ? HMM_DMIRROR_PROT_PUD : 0;
 }
 
 static u8 prot_of(struct dmirror *dm, unsigned long entry)
@@ -1355,14 +1352,8 @@ static struct dmirror_device *device_create_one(unsigned int id)
 		goto err_put_device;
 
 	device_add_debugfs(device);
-	err = cdev_device_add(&device->cdev, &device->dev);
-	if (err)
-		goto err_empty;
 	return device;
 
-err_empty:
-	debugfs_remove(device->debugfs);
-	device_empty(device);
 err_put_device:
 	put_device(&device->dev);
 	return ERR_PTR(err);
@@ -1370,7 +1361,8 @@ err_put_device:
 
 static void device_destroy_one(struct dmirror_device *device)
 {
-	cdev_device_del(&device->cdev, &device->dev);
+	if (device_is_registered(&device->dev))
+		cdev_device_del(&device->cdev, &device->dev);
 	debugfs_remove(device->debugfs);
 	device_empty(device);
 	put_device(&device->dev);
@@ -1397,10 +1389,38 @@ static int check_params(void)
 	return !spm_addr_dev0 != !spm_addr_dev1 ? -EINVAL : 0;
 }
 
+static int create_devices(int n)
+{
+	int id;
+
+	for (id = 0; id < n; id++) {
+		struct dmirror_device *device = device_create_one(id);
+
+		if (IS_ERR(device))
+			return PTR_ERR(device);
+		dmirror_devices[id] = device;
+	}
+	return 0;
+}
+
+/*
+ * When no memory can be missing any more: a file that is open while the module
+ * fails to load would outlive it.
+ */
+static int publish_devices(int n)
+{
+	int err = 0, id;
+
+	for (id = 0; id < n && !err; id++)
+		err = cdev_device_add(&dmirror_devices[id]->cdev,
+				      &dmirror_devices[id]->dev);
+	return err;
+}
+
 static int __init dmirror_init(void)
 {
 	int n = spm_addr_dev0 ? DMIRROR_NR_DEVICES : DMIRROR_NR_PRIVATE;
-	int err, id;
+	int err;
 
 	err = check_params();
 	if (err)
@@ -1411,16 +1431,12 @@ static int __init dmirror_init(void)
 		return err;
 
 	dmirror_debugfs = debugfs_create_dir("hmm_dmirror", NULL);
-	for (id = 0; id < n; id++) {
-		struct dmirror_device *device = device_create_one(id);
-
-		if (IS_ERR(device)) {
-			destroy_devices();
-			return PTR_ERR(device);
-		}
-		dmirror_devices[id] = device;
-	}
-	return 0;
+	err = create_devices(n);
+	if (!err)
+		err = publish_devices(n);
+	if (err)
+		destroy_devices();
+	return err;
 }
 module_init(dmirror_init);
 

@@ -239,6 +239,25 @@ static void make_small(struct page *page)
 	folio_unlock(page_folio(page));
 }
 
+/* Return how many pages, from the start, or the errno of the first. */
+static int get_writable_range(struct mm_struct *mm, unsigned long start,
+			      int nr, struct page **pages)
+{
+	int n;
+
+	for (n = 0; n < nr; n++) {
+		struct page *page = get_writable_page(mm, start + n * PAGE_SIZE);
+
+		pages[n] = NULL;
+		if (IS_ERR(page))
+			return n ? n : PTR_ERR(page);
+		if (nr > 1)
+			make_small(page);
+		pages[n] = page;
+	}
+	return n;
+}
+
 /**
  * make_device_exclusive_range() - take some pages away from the CPUs
  * @mm: address space
@@ -260,8 +279,7 @@ int make_device_exclusive_range(struct mm_struct *mm, unsigned long start,
 				unsigned long end, struct page **pages,
 				void *owner)
 {
-	unsigned long addr;
-	int err, n = 0;
+	int err, n, i;
 
 	mmap_assert_locked(mm);
 	err = check_range(mm, start, end);
@@ -270,15 +288,17 @@ int make_device_exclusive_range(struct mm_struct *mm, unsigned long start,
 	if ((end - start) >> PAGE_SHIFT > INT_MAX)
 		return -EINVAL;
 
-	for (addr = start; addr < end; addr += PAGE_SIZE, n++) {
-		struct page *page = get_writable_page(mm, addr);
+	/*
+	 * All faults come before the first lock: a page that is exclusive already
+	 * is given back by a fault that waits for the lock of its folio, and that
+	 * may be one with several pages in the range.
+	 */
+	n = get_writable_range(mm, start, (end - start) >> PAGE_SHIFT, pages);
+	for (i = 0; i < n; i++) {
+		unsigned long addr = start + i * PAGE_SIZE;
 
-		if (IS_ERR(page))
-			return n ? n : PTR_ERR(page);
-		if (end - start > PAGE_SIZE)
-			make_small(page);
-		err = make_exclusive(mm, addr, page, owner, false);
-		pages[n] = err ? NULL : page;
+		if (make_exclusive(mm, addr, pages[i], owner, false))
+			pages[i] = NULL;
 	}
 	return n;
 }

@@ -26,15 +26,16 @@
  *	memunmap_pages()
  *	  kill			pages still in use	dying		NULL
  *	  wait			none in use		dead		NULL
+ *	  retire		nobody looks		dead		NULL
  *	  remove, release	ranges free again	gone		NULL
  *
  * Nothing can fail after publish, and no page can be found before it. The ranges
  * stay reserved until the last of the memory is gone, so that nobody can add an
  * overlapping page map while this one is halfway out.
  *
- * Locks: the tree has its own; lookups are under RCU, and release waits for
- * them before the caller gets the structure back. Struct pages and the linear
- * mapping come and go under mem_hotplug_begin().
+ * Locks: the tree has its own; lookups are under RCU, and retire waits for them
+ * before the caller gets the structure back. Struct pages and the linear mapping
+ * come and go under mem_hotplug_begin().
  *
  * This file never migrates and does not know who maps its pages.
  */
@@ -54,6 +55,9 @@
 
 /* pfn -> struct dev_pagemap, over all pfns of each range */
 static struct maple_tree pgmaps = MTREE_INIT(pgmaps, MT_FLAGS_USE_RCU);
+
+/* Stands there while the memory of a page map is being removed. */
+#define PGMAP_RETIRED	((struct dev_pagemap *)xa_mk_value(0))
 
 /* What sets the types apart; decided once, here. */
 static const struct pgmap_rules {
@@ -248,14 +252,17 @@ static int check_type(const struct dev_pagemap *pgmap)
 	return 0;
 }
 
-/* The struct pages of an altmap lie in one range, and leave something of it. */
+/*
+ * The struct pages of an altmap lie in the one range, where the CPU can write
+ * them, and leave something of it.
+ */
 static int check_altmap(struct dev_pagemap *pgmap)
 {
 	struct vmem_altmap *altmap = pgmap_altmap(pgmap);
 
 	if (!altmap)
 		return 0;
-	if (pgmap->nr_range != 1)
+	if (pgmap->nr_range != 1 || !rules_of(pgmap)->addressable)
 		return -EINVAL;
 	if (altmap->base_pfn != range_pfn(&pgmap->range))
 		return -EINVAL;
@@ -282,6 +289,21 @@ static int check_range(struct dev_pagemap *pgmap, const struct range *range)
 	return 0;
 }
 
+/*
+ * Compound pages begin behind the altmap, wherever that is. A last one that is
+ * not whole would have tails that are not ours, unless the tails of all share
+ * their struct pages: there are namespaces on disk with such a range.
+ */
+static bool compounds_fit(struct dev_pagemap *pgmap, int i)
+{
+	unsigned long nr = range_nr(&pgmap->ranges[i]) - range_skip(pgmap, i);
+
+	if (nr < pgmap_vmemmap_nr(pgmap))
+		return false;
+	return IS_ALIGNED(nr, pgmap_vmemmap_nr(pgmap)) ||
+	       vmemmap_can_optimize(pgmap_altmap(pgmap), pgmap);
+}
+
 static int check_pgmap(struct dev_pagemap *pgmap)
 {
 	int err, i;
@@ -303,13 +325,8 @@ static int check_pgmap(struct dev_pagemap *pgmap)
 	if (err)
 		return err;
 
-	/*
-	 * Compound pages begin behind the altmap, wherever that is. A last one
-	 * that is not whole would have tails which are not ours.
-	 */
 	for (i = 0; i < pgmap->nr_range; i++)
-		if (!IS_ALIGNED(range_nr(&pgmap->ranges[i]) - range_skip(pgmap, i),
-				pgmap_vmemmap_nr(pgmap)))
+		if (!compounds_fit(pgmap, i))
 			return -EINVAL;
 	return 0;
 }
@@ -317,10 +334,10 @@ static int check_pgmap(struct dev_pagemap *pgmap)
 /* --- Reserve: the pfns are ours ------------------------------------------ */
 
 /*
- * Erasing may have to rebalance the tree, and release cannot fail: a stale entry
- * would be a stale pointer.
+ * Storing may have to rebalance the tree, and cannot fail: a stale entry would be
+ * a stale pointer.
  */
-static void release_ranges(struct dev_pagemap *pgmap, int nr)
+static void store_ranges(struct dev_pagemap *pgmap, int nr, void *entry)
 {
 	int i;
 
@@ -328,11 +345,25 @@ static void release_ranges(struct dev_pagemap *pgmap, int nr)
 		unsigned long pfn = range_pfn(&pgmap->ranges[i]);
 
 		mtree_store_range(&pgmaps, pfn,
-				  pfn + range_nr(&pgmap->ranges[i]) - 1, NULL,
+				  pfn + range_nr(&pgmap->ranges[i]) - 1, entry,
 				  GFP_KERNEL | __GFP_NOFAIL);
 	}
-	/* A lookup that found the page map may still be looking at its ref. */
+}
+
+/*
+ * The ranges stay reserved, but for nobody. When this returns no lookup looks at
+ * the page map any more; and whoever found one of its pages in a page table,
+ * under RCU and without a reference, is done with the struct page.
+ */
+static void retire_ranges(struct dev_pagemap *pgmap, int nr)
+{
+	store_ranges(pgmap, nr, PGMAP_RETIRED);
 	synchronize_rcu();
+}
+
+static void release_ranges(struct dev_pagemap *pgmap, int nr)
+{
+	store_ranges(pgmap, nr, NULL);
 }
 
 /*
@@ -350,6 +381,7 @@ static int reserve_ranges(struct dev_pagemap *pgmap, int nr)
 					 pfn + range_nr(&pgmap->ranges[i]) - 1,
 					 pgmap, GFP_KERNEL);
 		if (err) {
+			retire_ranges(pgmap, i);
 			release_ranges(pgmap, i);
 			return err;
 		}
@@ -649,6 +681,7 @@ void *memremap_pages(struct dev_pagemap *pgmap, int nid)
 	return __va(pgmap->range.start);
 
 err_release_ranges:
+	retire_ranges(pgmap, pgmap->nr_range);
 	release_ranges(pgmap, pgmap->nr_range);
 err_exit_ref:
 	percpu_ref_exit(&pgmap->ref);
@@ -671,6 +704,7 @@ void memunmap_pages(struct dev_pagemap *pgmap)
 	pgmap_kill(pgmap);
 	wait_for_completion(&pgmap->done);
 
+	retire_ranges(pgmap, pgmap->nr_range);
 	remove_ranges(pgmap, pgmap->nr_range);
 	release_ranges(pgmap, pgmap->nr_range);
 	percpu_ref_exit(&pgmap->ref);
@@ -737,10 +771,12 @@ struct dev_pagemap *get_dev_pagemap(unsigned long pfn,
 		return pgmap;
 	put_dev_pagemap(pgmap);
 
-	/* Pairs with synchronize_rcu() in release_ranges(). */
+	/* Pairs with synchronize_rcu() in retire_ranges(). */
 	guard(rcu)();
 	pgmap = mtree_load(&pgmaps, pfn);
-	return pgmap && percpu_ref_tryget_live_rcu(&pgmap->ref) ? pgmap : NULL;
+	if (!pgmap || pgmap == PGMAP_RETIRED)
+		return NULL;
+	return percpu_ref_tryget_live_rcu(&pgmap->ref) ? pgmap : NULL;
 }
 EXPORT_SYMBOL_GPL(get_dev_pagemap);
 
@@ -769,7 +805,7 @@ bool pfn_in_pgmap(unsigned long pfn)
  * The page is locked and has one reference, which is the caller's. When the
  * last one is dropped, page_free is called.
  *
- * Context: Any: nobody else can hold the lock of a free page.
+ * Context: Any.
  */
 void zone_device_page_init(struct page *page)
 {
@@ -781,10 +817,17 @@ void zone_device_page_init(struct page *page)
 	 */
 	if (WARN_ON_ONCE(!percpu_ref_tryget_live(ref)))
 		percpu_ref_get(ref);
+	/*
+	 * Locked first: eviction, which goes by pfn, takes whatever has a count.
+	 * Who has the lock of a page that nobody uses forgot to unlock it.
+	 */
+	WARN_ON_ONCE(!trylock_page(page));
 	set_page_count(page, 1);
-	lock_page(page);
 }
 EXPORT_SYMBOL_GPL(zone_device_page_init);
+
+/* Flags that are not about what a process did with the folio. */
+#define DEVICE_FOLIO_FLAGS	(BIT(PG_locked) | BIT(PG_head) | BIT(PG_reserved))
 
 /*
  * What the process left on the folio goes, so that the next one finds it blank.
@@ -792,6 +835,7 @@ EXPORT_SYMBOL_GPL(zone_device_page_init);
  */
 static void scrub_folio(struct folio *folio)
 {
+	const unsigned long gone = PAGE_FLAGS_CHECK_AT_PREP & ~DEVICE_FOLIO_FLAGS;
 	long i;
 
 	mem_cgroup_uncharge(folio);
@@ -799,6 +843,13 @@ static void scrub_folio(struct folio *folio)
 		for (i = 0; i < folio_nr_pages(folio); i++)
 			__ClearPageAnonExclusive(folio_page(folio, i));
 	folio->mapping = NULL;
+
+	/* munlock() does not find a folio that the CPU cannot address. */
+	if (folio_test_clear_mlocked(folio))
+		zone_stat_mod_folio(folio, NR_MLOCK, -folio_nr_pages(folio));
+	/* Atomic: memory_failure() marks pages that nobody uses, too. */
+	if (folio->flags & gone)
+		set_mask_bits(&folio->flags, gone, 0);
 }
 
 /*

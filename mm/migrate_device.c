@@ -42,7 +42,7 @@
 #include "internal.h"
 #include "migrate_device.h"
 
-/* How many folios leave the LRU with interrupts off at a time. */
+/* Entries that are looked at in a row with the LRU locked, interrupts off. */
 #define MIGRATE_LRU_BATCH	64
 
 /*
@@ -59,10 +59,12 @@ static bool folio_is_pinned(struct folio *folio, struct page *fault_page)
 }
 
 /*
- * Folios wait for the LRU in batches of each CPU, which hold references. Only
- * one that has such a reference is worth the interruption of all CPUs.
+ * Folios wait for their place on the LRU, or to be unlocked from memory, in
+ * batches of each CPU, which hold references. Only a reference that may be one
+ * of these is worth the interruption of all CPUs.
  */
-static void drain_lru_batches(const unsigned long *src, unsigned long npages)
+static void drain_lru_batches(const unsigned long *src, unsigned long npages,
+			      struct page *fault_page)
 {
 	unsigned long i;
 
@@ -70,8 +72,7 @@ static void drain_lru_batches(const unsigned long *src, unsigned long npages)
 	for (i = 0; i < npages; i++) {
 		struct folio *folio = migrate_pfn_folio(src[i]);
 
-		if (!folio || folio_is_zone_device(folio) ||
-		    folio_test_lru(folio) || !folio_is_pinned(folio, NULL))
+		if (!folio || !folio_is_pinned(folio, fault_page))
 			continue;
 		lru_add_drain_all();
 		return;
@@ -82,12 +83,15 @@ static void drain_lru_batches(const unsigned long *src, unsigned long npages)
 static void isolate_folios(unsigned long *src, unsigned long npages)
 {
 	struct lruvec *lruvec = NULL;
-	unsigned int taken = 0;
 	unsigned long i;
 
 	for (i = 0; i < npages; i++) {
 		struct folio *folio = migrate_pfn_folio(src[i]);
 
+		if (lruvec && i % MIGRATE_LRU_BATCH == 0) {
+			unlock_page_lruvec_irq(lruvec);
+			lruvec = NULL;
+		}
 		/* Device folios are on no LRU. */
 		if (!folio || folio_is_zone_device(folio))
 			continue;
@@ -97,10 +101,6 @@ static void isolate_folios(unsigned long *src, unsigned long npages)
 		}
 		lruvec = folio_lruvec_relock_irq(folio, lruvec);
 		lruvec_del_folio(lruvec, folio);
-		if (++taken % MIGRATE_LRU_BATCH == 0) {
-			unlock_page_lruvec_irq(lruvec);
-			lruvec = NULL;
-		}
 	}
 	if (lruvec)
 		unlock_page_lruvec_irq(lruvec);
@@ -144,7 +144,7 @@ static unsigned long unmap_folios(unsigned long *src, unsigned long npages,
 {
 	unsigned long i, migrating = 0;
 
-	drain_lru_batches(src, npages);
+	drain_lru_batches(src, npages, fault_page);
 	isolate_folios(src, npages);
 
 	for (i = 0; i < npages; i++) {
@@ -276,6 +276,12 @@ static bool move_identity(struct folio *src, struct folio *dst,
 	    MIGRATEPAGE_SUCCESS)
 		return false;
 	folio_migrate_flags(dst, src);
+	/*
+	 * The device may have written without a dirty bit to say so: else what
+	 * MADV_FREE made clean could be dropped with new data in it.
+	 */
+	if (folio_is_zone_device(src) && !folio_is_zone_device(dst))
+		folio_mark_dirty(dst);
 	return true;
 }
 

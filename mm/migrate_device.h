@@ -19,6 +19,8 @@
 #include <linux/swap.h>
 #include <linux/swapops.h>
 
+#ifdef CONFIG_DEVICE_MIGRATION
+
 /*
  * Marks that setup, pages and finalize leave for each other in the src entries.
  * Drivers carry them along unseen.
@@ -70,5 +72,17 @@ static inline struct folio *migrate_target(unsigned long src, unsigned long dst)
 {
 	return migrate_pfn_folio(src & MIGRATE_PFN_MOVED ? dst : src);
 }
+
+#else
+
+/* Nobody could have put a page there. */
+static inline vm_fault_t device_private_fault(struct vm_fault *vmf,
+					      swp_entry_t entry)
+{
+	pte_unmap_unlock(vmf->pte, vmf->ptl);
+	return VM_FAULT_SIGBUS;
+}
+
+#endif /* CONFIG_DEVICE_MIGRATION */
 
 #endif /* _MM_MIGRATE_DEVICE_H */

@@ -331,6 +331,9 @@ static unsigned long collect_table(struct collect *c, pmd_t *pmdp,
 		flush_tlb_range(migrate->vma, addr, end);
 	replace_ptes(migrate, ptep, addr, end);
 
+	/* While on the CPU whose mlock batch has references of the pages. */
+	if (migrate->vma->vm_flags & VM_LOCKED)
+		mlock_drain_local();
 	pte_unmap_unlock(ptep, ptl);
 	return end;
 }

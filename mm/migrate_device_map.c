@@ -12,6 +12,7 @@
  * was, or gone; a page that other page tables mapped as well carries
  * MIGRATE_PFN_SHARED, and the rmap finds those entries.
  */
+#include <linux/ksm.h>
 #include <linux/memcontrol.h>
 #include <linux/memremap.h>
 #include <linux/mm.h>
@@ -20,6 +21,7 @@
 #include <linux/oom.h>
 #include <linux/pagemap.h>
 #include <linux/rmap.h>
+#include <linux/sched.h>
 #include <linux/swap.h>
 #include <linux/swapops.h>
 #include <linux/userfaultfd_k.h>
@@ -49,15 +51,14 @@ static pte_t device_private_pte(struct page *page, bool write, bool soft_dirty,
  * but one: on some architectures pte_mkdirty() sets it.
  */
 static pte_t system_pte(struct vm_area_struct *vma, struct page *page,
-			pte_t old, bool young, bool dirty)
+			pte_t old, bool young, bool dirty, bool soft_dirty)
 {
 	pte_t pte = mk_pte(page, READ_ONCE(vma->vm_page_prot));
 
 	pte = young ? pte_mkyoung(pte) : pte_mkold(pte);
 	if (dirty)
 		pte = pte_mkdirty(pte);
-	pte = pte_swp_soft_dirty(old) ? pte_mksoft_dirty(pte) :
-					pte_clear_soft_dirty(pte);
+	pte = soft_dirty ? pte_mksoft_dirty(pte) : pte_clear_soft_dirty(pte);
 	if (is_writable_migration_entry(pte_to_swp_entry(old)))
 		return pte_mkwrite(pte, vma);
 	return pte_swp_uffd_wp(old) ? pte_mkuffd_wp(pte) : pte;
@@ -65,7 +66,8 @@ static pte_t system_pte(struct vm_area_struct *vma, struct page *page,
 
 /*
  * A device may have written to any page that it could write to, and says so
- * nowhere: coming back from one counts as an access, and as dirty.
+ * nowhere: coming back from one counts as an access, and as dirty. The folio was
+ * marked so when it moved.
  */
 static pte_t target_pte(struct vm_area_struct *vma, struct folio *src,
 			struct folio *target, pte_t old)
@@ -74,20 +76,18 @@ static pte_t target_pte(struct vm_area_struct *vma, struct folio *src,
 	bool write = is_writable_migration_entry(entry);
 	bool young = is_migration_entry_young(entry);
 	bool dirty = is_migration_entry_dirty(entry) && folio_test_dirty(target);
+	bool soft_dirty = pte_swp_soft_dirty(old);
 
 	if (folio_is_device_private(target))
-		return device_private_pte(&target->page, write,
-					  pte_swp_soft_dirty(old),
+		return device_private_pte(&target->page, write, soft_dirty,
 					  pte_swp_uffd_wp(old));
 
-	if (folio_is_device_private(src)) {
+	if (folio_is_zone_device(src) && !folio_is_zone_device(target)) {
 		young = true;
-		if (write) {
-			folio_mark_dirty(target);
-			dirty = true;
-		}
+		dirty |= write;
+		soft_dirty |= write;
 	}
-	return system_pte(vma, &target->page, old, young, dirty);
+	return system_pte(vma, &target->page, old, young, dirty, soft_dirty);
 }
 
 static void add_rmap(struct vm_area_struct *vma, unsigned long addr,
@@ -156,6 +156,9 @@ static void map_table(struct migrate_vma *migrate, pmd_t *pmdp,
 
 	if (start_pte) {
 		arch_leave_lazy_mmu_mode();
+		/* While on the CPU whose mlock batch has references of the pages. */
+		if (migrate->vma->vm_flags & VM_LOCKED)
+			mlock_drain_local();
 		pte_unmap_unlock(start_pte, ptl);
 	}
 }
@@ -179,10 +182,6 @@ void migrate_vma_map(struct migrate_vma *migrate)
 		next = pmd_addr_end(addr, migrate->end);
 		map_table(migrate, mm_find_pmd(vma->vm_mm, addr), addr, next);
 	}
-	/* mlock() state of folios goes through a per-CPU batch with references. */
-	if (vma->vm_flags & VM_LOCKED)
-		mlock_drain_local();
-
 	for (i = 0; i < migrate->npages; i++) {
 		unsigned long src = migrate->src[i];
 
@@ -244,7 +243,7 @@ static bool vacate_pte(struct mm_struct *mm, unsigned long addr, pte_t *ptep,
 		return true;
 	if (!pte_present(pte) || !is_zero_pfn(pte_pfn(pte)) || pte_uffd_wp(pte))
 		return false;
-	ptep_get_and_clear(mm, addr, ptep);
+	ksm_might_unmap_zero_page(mm, ptep_get_and_clear(mm, addr, ptep));
 	*flush = true;
 	return true;
 }
@@ -392,6 +391,23 @@ void migrate_vma_fill_holes(struct migrate_vma *migrate, unsigned long first,
 	mmu_notifier_invalidate_range_end(&range);
 }
 
+static vm_fault_t wait_for_other_fault(struct vm_fault *vmf, swp_entry_t entry)
+{
+	if (!fault_flag_allow_retry_first(vmf->flags)) {
+		pte_unmap_unlock(vmf->pte, vmf->ptl);
+		schedule_timeout_killable(1);
+		return 0;
+	}
+	if (vmf->flags & FAULT_FLAG_RETRY_NOWAIT) {
+		pte_unmap_unlock(vmf->pte, vmf->ptl);
+		return VM_FAULT_RETRY;
+	}
+	pte_unmap(vmf->pte);
+	mmap_read_unlock(vmf->vma->vm_mm);
+	migration_entry_wait_on_locked(entry, vmf->ptl);
+	return VM_FAULT_RETRY;
+}
+
 /**
  * device_private_fault() - a CPU touches a page that is in device memory
  * @vmf: the fault; ->pte maps and ->ptl locks the entry that was found there,
@@ -404,27 +420,30 @@ void migrate_vma_fill_holes(struct migrate_vma *migrate, unsigned long first,
  *
  *   first thread                         others
  *   page-table lock                      page-table lock
- *   lock and reference the folio         queue up for the folio lock
- *   page-table unlock                    page-table unlock
- *   migrate_to_ram(): entry replaced     sleep
+ *   lock and reference the folio         let go of mmap_lock
+ *   page-table unlock                    queue up for the folio lock
+ *   migrate_to_ram(): entry replaced     page-table unlock, sleep
  *   unlock and release the folio         wake up, fault again, find RAM
  *
- * The folio cannot go away under those who queue up: the entry they saw holds a
- * reference, and is removed only under the page-table lock.
+ * The folio cannot go away under those who queue up, nor can the page table: the
+ * entry they saw holds a reference, and is removed only under the page-table
+ * lock.
+ *
+ * A caller that cannot let go of mmap_lock may hold more that the driver waits
+ * for, as one in hmm_range_fault() does. It sleeps for a moment only, and so
+ * comes back to where it looks for signals and invalidations.
  *
  * Context: Process context, caller holds mmap_lock. May sleep.
- * Return: what the driver's migrate_to_ram() says; 0 after waiting.
+ * Return: what the driver's migrate_to_ram() says; after waiting 0, or
+ * %VM_FAULT_RETRY without mmap_lock.
  */
 vm_fault_t device_private_fault(struct vm_fault *vmf, swp_entry_t entry)
 {
 	struct folio *folio = pfn_swap_entry_folio(entry);
 	vm_fault_t ret;
 
-	if (!folio_trylock(folio)) {
-		pte_unmap(vmf->pte);
-		migration_entry_wait_on_locked(entry, vmf->ptl);
-		return 0;
-	}
+	if (!folio_trylock(folio))
+		return wait_for_other_fault(vmf, entry);
 
 	folio_get(folio);
 	pte_unmap_unlock(vmf->pte, vmf->ptl);

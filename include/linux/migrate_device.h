@@ -36,7 +36,11 @@ enum migrate_stay {
 	MIGRATE_STAY_SPLIT,
 	MIGRATE_STAY_POISONED,
 	MIGRATE_STAY_UNSUPPORTED,
+	/* private: how many there are */
+	NR_MIGRATE_STAY,
 };
+
+#ifdef CONFIG_MIGRATION
 
 /**
  * migrate_pfn_stay() - make the src entry of a page that stays
@@ -62,5 +66,7 @@ static inline enum migrate_stay migrate_pfn_to_stay(unsigned long mpfn)
 		return MIGRATE_STAY_UNSELECTED;
 	return mpfn >> MIGRATE_PFN_SHIFT;
 }
+
+#endif /* CONFIG_MIGRATION */
 
 #endif /* _LINUX_MIGRATE_DEVICE_H */

@@ -359,6 +359,11 @@ static void compound_with_altmap_not_whole(struct dev_pagemap *pgmap)
 	set_altmap(pgmap, PHYS_PFN(pgmap->range.start), 0, 8);
 }
 
+static void altmap_of_private(struct dev_pagemap *pgmap)
+{
+	set_altmap(pgmap, PHYS_PFN(pgmap->range.start), 0, 8);
+}
+
 static void altmap_of_two_ranges(struct dev_pagemap *pgmap)
 {
 	set_altmap(pgmap, PHYS_PFN(pgmap->range.start), 0, 8);
@@ -404,6 +409,7 @@ static const struct bad_map {
 	{ "altmap wraps", altmap_wraps, -EINVAL, MEMORY_DEVICE_FS_DAX },
 	{ "half a compound page behind the altmap", compound_with_altmap_not_whole, -EINVAL,
 	  MEMORY_DEVICE_FS_DAX },
+	{ "altmap of private memory", altmap_of_private, -EINVAL },
 	{ "altmap of two ranges", altmap_of_two_ranges, -EINVAL, MEMORY_DEVICE_FS_DAX },
 };
 KUNIT_ARRAY_PARAM_DESC(bad_maps, bad_maps, name);

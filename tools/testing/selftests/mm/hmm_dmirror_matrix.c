@@ -444,6 +444,21 @@ TEST_F(matrix, mlock_on_device)
 	EXPECT_ALL_RIGHT();
 }
 
+/* Unlocked while munlock() cannot see them, and never fetched again. */
+TEST_F(matrix, munlock_on_device)
+{
+	struct dm_mem m;
+	long locked = mlocked_kb();
+
+	ASSERT_EQ(0, make_memory(&m, variant->huge));
+	EXPECT_EQ(0, mlock(m.cpu, m.pages * DM_PAGE));
+	EXPECT_EQ(0, dm_to_dev(&self->dev, &m, 0, m.pages));
+	EXPECT_AT(&self->dev, &m, 0, m.pages, AT_DEVICE);
+	EXPECT_EQ(0, munlock(m.cpu, m.pages * DM_PAGE));
+	dm_free(&m);
+	EXPECT_EQ(locked, mlocked_kb());
+}
+
 /* ---- other processes look at the memory ---- */
 
 TEST_F(matrix, process_vm_rw)
