@@ -38,12 +38,14 @@ class Plan:
         self.name, self.steps, self.suites, self.numa = name, list(steps), suites, numa
 
 
-def peer_plan(name, load, programs):
-    """The base's hmm-tests in each THP mode, with the driver that load loads."""
+def driver_plan(name, load, programs, modes=THP_MODES):
+    """Programs in THP modes, with the driver that load loads."""
     steps = [(f"{name}-load", "plain", load)]
-    for mode in THP_MODES:
+    for mode in modes:
         for program in programs:
-            label = f"{name}-{mode}" if len(programs) == 1 else f"{name}-{program}-{mode}"
+            label = name if len(modes) == 1 else f"{name}-{mode}"
+            if len(programs) > 1:
+                label += f"-{program}"
             steps.append((label, "tap", f"dmirror thp {mode} && cd /tmp && {program}"))
     steps.append((f"{name}-unload", "plain", "dmirror unload"))
     return Plan(name, steps)
@@ -88,15 +90,16 @@ def make_plans(args):
     own = sorted(p for p in built if p.startswith("hmm_") and p not in NOT_TESTS)
     wanted = set(args.groups or GROUPS)
     plans = []
-    if "peer" in wanted:
-        plans.append(peer_plan("peer", "dmirror load", ["hmm-tests"]))
-        if args.kernel != "stock":
-            plans.append(peer_plan("peer-driver", "dmirror load peer", ["hmm-tests"]))
     if "selftest" in wanted:
-        plan = peer_plan("selftest", "dmirror load", own)
-        plan.numa = True
-        plan.steps.insert(-1, ("demo", "plain", "hmm_demo"))
-        plans.append(plan)
+        for mode in THP_MODES:
+            plan = driver_plan(f"selftest-{mode}", "dmirror load", own, [mode])
+            plan.numa = True
+            plans.append(plan)
+        plans[0].steps.insert(-1, ("demo", "plain", "hmm_demo"))
+    if "peer" in wanted:
+        plans.append(driver_plan("peer", "dmirror load", ["hmm-tests"]))
+        if args.kernel != "stock":
+            plans.append(driver_plan("peer-driver", "dmirror load peer", ["hmm-tests"]))
     if "kunit" in wanted:
         plans.append(Plan("kunit", suites=suites_in(args.tree)))
     return plans
@@ -182,7 +185,7 @@ def main():
     ap.add_argument("--tree", required=True, help="kernel source")
     ap.add_argument("--out", required=True, help="build folder")
     ap.add_argument("--kernel", default="test", help="test, debug or stock")
-    ap.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2))
+    ap.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     ap.add_argument("groups", nargs="*", help=f"of {', '.join(GROUPS)}; default: all")
     args = ap.parse_args()
     vm.stop_on_signals()
