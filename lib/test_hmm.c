@@ -12,7 +12,6 @@
  *
  * dmirror	an open file: one mirrored mm and the device's page table for it
  * device	one /dev/hmm_dmirror*, with all its memory
- * chunk	a page map: device memory that is added and removed in one go
  * backing	where the bytes of a device page are. Coherent: the page itself.
  *		Private: a page of RAM that nobody else knows, the stand-in for
  *		memory on a board. The page's zone_device_data points to it
@@ -37,12 +36,11 @@
  *
  * Locks
  *
- *	device->release_lock		removal of chunks; nobody with a page waits
- *	  mmap_lock
- *	    folio lock
- *	      dmirror->lock		page table of the device; taken by invalidate
- *	        device->lock		list of chunks, free pages, counts; leaf
- *	device->grow_lock		addition of chunks; before any page is locked
+ *	mmap_lock
+ *	  folio lock
+ *	    dmirror->lock	page table of the device; taken by invalidate
+ *
+ * and those of the pool of device memory, which neither sees the other's.
  */
 #include <linux/cdev.h>
 #include <linux/debugfs.h>
@@ -50,9 +48,9 @@
 #include <linux/fs.h>
 #include <linux/highmem.h>
 #include <linux/hmm.h>
+#include <linux/hmm_devmem.h>
 #include <linux/init.h>
 #include <linux/memremap.h>
-#include <linux/migrate.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/module.h>
@@ -75,7 +73,7 @@
 #define DMIRROR_MAX_PAGES	(1UL << 20)
 
 /* How long RELEASE and the last close try to get pages back. */
-#define DMIRROR_EVICT_SECONDS	10
+#define DMIRROR_EVICT_TIME	(10 * HZ)
 
 /*
  * Tags of entries in the device's page table; without one, it may only read.
@@ -104,42 +102,16 @@ static unsigned int private_mb;
 module_param(private_mb, uint, 0444);
 MODULE_PARM_DESC(private_mb, "MiB up to which a private device grows (0: no limit)");
 
-/*
- * A page is taken from the list of free ones, linked by zone_device_data, or
- * from the end that was never used. All but the first two are under
- * device->lock.
- */
-struct dmirror_chunk {
-	struct dev_pagemap	pgmap;
-	struct dmirror_device	*device;
-
-	struct list_head	node;
-	struct page		*free;
-	unsigned long		nr_fresh_used;
-	unsigned long		nr_in_use;
-
-	/* for eviction, which cannot fail for want of memory */
-	unsigned long		src[DMIRROR_BATCH];
-	unsigned long		dst[DMIRROR_BATCH];
-};
-
 struct dmirror_device {
 	struct cdev		cdev;
 	struct device		dev;
-	enum memory_type	type;
-	unsigned long		spm_addr;
+	struct hmm_devmem	*devmem;
+	struct resource		spm;		/* of a coherent device */
 	struct dentry		*debugfs;
 
-	struct mutex		release_lock;
-	struct mutex		grow_lock;
-	spinlock_t		lock;
-	/* under lock */
-	struct list_head	chunks;
-	unsigned long		nr_chunks;
-	unsigned long		nr_free;
-	unsigned long		nr_users;
-	u64			allocated;
-	u64			freed;
+	atomic_t		nr_users;
+	atomic64_t		allocated;
+	atomic64_t		freed;
 };
 
 struct dmirror {
@@ -151,8 +123,7 @@ struct dmirror {
 
 /* What an ioctl needs room for. */
 struct dmirror_scratch {
-	unsigned long	src[DMIRROR_BATCH];	/* or pfns of a walk */
-	unsigned long	dst[DMIRROR_BATCH];
+	unsigned long	pfns[DMIRROR_BATCH];
 	u8		perm[DMIRROR_BATCH];
 };
 
@@ -163,11 +134,11 @@ static dev_t dmirror_devt;
 static struct dentry *dmirror_debugfs;
 static struct dmirror_device *dmirror_devices[DMIRROR_NR_DEVICES];
 
-/* --- Device memory: pages ------------------------------------------------ */
+/* --- Device memory ------------------------------------------------------- */
 
-static struct dmirror_chunk *page_chunk(const struct page *page)
+static struct dmirror_device *devmem_device(const struct hmm_devmem *devmem)
 {
-	return container_of(page->pgmap, struct dmirror_chunk, pgmap);
+	return container_of(devmem->device, struct dmirror_device, dev);
 }
 
 static struct page *page_backing(struct page *page)
@@ -175,378 +146,67 @@ static struct page *page_backing(struct page *page)
 	return is_device_private_page(page) ? page->zone_device_data : page;
 }
 
-static unsigned long chunk_pfn(const struct dmirror_chunk *chunk)
+static int dmirror_page_init(struct hmm_devmem *devmem, struct page *page)
 {
-	return PHYS_PFN(chunk->pgmap.range.start);
-}
-
-static unsigned long chunk_nr_pages(const struct dmirror_chunk *chunk)
-{
-	return PHYS_PFN(range_len(&chunk->pgmap.range));
-}
-
-static struct page *chunk_take_page(struct dmirror_chunk *chunk)
-{
-	struct page *page = chunk->free;
-
-	if (page)
-		chunk->free = page->zone_device_data;
-	else if (chunk->nr_fresh_used < chunk_nr_pages(chunk))
-		page = pfn_to_page(chunk_pfn(chunk) + chunk->nr_fresh_used++);
-	else
-		return NULL;
-
-	chunk->nr_in_use++;
-	return page;
-}
-
-static struct page *device_take_page(struct dmirror_device *device)
-{
-	struct dmirror_chunk *chunk;
-	struct page *page = NULL;
-
-	guard(spinlock_irqsave)(&device->lock);
-	list_for_each_entry(chunk, &device->chunks, node) {
-		page = chunk_take_page(chunk);
-		if (page)
-			break;
+	if (devmem->type == MEMORY_DEVICE_PRIVATE) {
+		page->zone_device_data = alloc_page(GFP_HIGHUSER | __GFP_NOWARN);
+		if (!page->zone_device_data)
+			return -ENOMEM;
 	}
-	if (page) {
-		device->nr_free--;
-		device->allocated++;
-	}
-	return page;
+	atomic64_inc(&devmem_device(devmem)->allocated);
+	return 0;
 }
 
-/* Returns a page of the device, locked, or NULL when it is full. */
-static struct page *device_alloc_page(struct dmirror_device *device)
+static void dmirror_page_exit(struct hmm_devmem *devmem, struct page *page)
 {
-	struct page *backing = NULL;
-	struct page *page;
-
-	if (device->type == MEMORY_DEVICE_PRIVATE) {
-		backing = alloc_page(GFP_HIGHUSER | __GFP_NOWARN);
-		if (!backing)
-			return NULL;
-	}
-	page = device_take_page(device);
-	if (!page) {
-		if (backing)
-			__free_page(backing);
-		return NULL;
-	}
-	zone_device_page_init(page);
-	page->zone_device_data = backing;
-	return page;
+	if (devmem->type == MEMORY_DEVICE_PRIVATE)
+		__free_page(page->zone_device_data);
+	atomic64_inc(&devmem_device(devmem)->freed);
 }
 
-static void dmirror_page_free(struct page *page)
-{
-	struct dmirror_chunk *chunk = page_chunk(page);
-	struct dmirror_device *device = chunk->device;
-	struct page *backing = page_backing(page);
-
-	if (backing != page)
-		__free_page(backing);
-
-	guard(spinlock_irqsave)(&device->lock);
-	page->zone_device_data = chunk->free;
-	chunk->free = page;
-	chunk->nr_in_use--;
-	device->freed++;
-	/* Pages of a chunk that is about to go are on nobody's account. */
-	if (!list_empty(&chunk->node))
-		device->nr_free++;
-}
-
-/* --- Device memory: moving pages to RAM ---------------------------------- */
-
-/*
- * Gives each page that is to move a copy in RAM. Those that get none stay where
- * they are. Returns 0, or -ENOMEM if there were such. With __GFP_NOFAIL in @gfp
- * there are none.
- */
-static int copy_to_ram(const unsigned long *src, unsigned long *dst,
-		       unsigned long n, gfp_t gfp)
+static int dmirror_copy_pages(struct hmm_devmem_batch *batch)
 {
 	unsigned long i;
-	int err = 0;
 
-	for (i = 0; i < n; i++) {
-		struct page *from = migrate_pfn_to_page(src[i]);
-		struct page *to;
+	for (i = 0; i < batch->nr; i++) {
+		struct hmm_devmem_copy *copy = &batch->copies[i];
 
-		dst[i] = 0;
-		if (!from || !(src[i] & MIGRATE_PFN_MIGRATE))
-			continue;
-		to = alloc_page(gfp);
-		if (!to) {
-			err = -ENOMEM;
-			continue;
-		}
-		lock_page(to);
-		copy_highpage(to, page_backing(from));
-		dst[i] = migrate_pfn(page_to_pfn(to));
+		if (copy->src)
+			copy_highpage(page_backing(copy->dst),
+				      page_backing(copy->src));
+		else
+			clear_highpage(page_backing(copy->dst));
 	}
-	return err;
+	return 0;
 }
 
-/* The CPU touched a private page. */
-static vm_fault_t dmirror_migrate_to_ram(struct vm_fault *vmf)
-{
-	unsigned long addr = vmf->address & PAGE_MASK;
-	unsigned long src = 0, dst = 0;
-	struct migrate_vma args = {
-		.vma = vmf->vma,
-		.start = addr,
-		.end = addr + PAGE_SIZE,
-		.src = &src,
-		.dst = &dst,
-		.pgmap_owner = page_chunk(vmf->page)->device,
-		.flags = MIGRATE_VMA_SELECT_DEVICE_PRIVATE,
-		.fault_page = vmf->page,
-	};
-	int err;
-
-	if (migrate_vma_setup(&args))
-		return VM_FAULT_SIGBUS;
-	err = copy_to_ram(&src, &dst, 1, GFP_HIGHUSER_MOVABLE);
-	migrate_vma_pages(&args);
-	migrate_vma_finalize(&args);
-	/* Or the fault would come back at once, and again. */
-	return err ? VM_FAULT_OOM : 0;
-}
-
-static const struct dev_pagemap_ops dmirror_pagemap_ops = {
-	.page_free	= dmirror_page_free,
-	.migrate_to_ram	= dmirror_migrate_to_ram,
+static const struct hmm_devmem_ops dmirror_devmem_ops = {
+	.copy		= dmirror_copy_pages,
+	.page_init	= dmirror_page_init,
+	.page_exit	= dmirror_page_exit,
 };
 
-static void evict_batch(struct dmirror_chunk *chunk, unsigned long pfn,
-			unsigned long n)
+static int device_add_memory(struct dmirror_device *device, int id)
 {
-	if (migrate_device_range(chunk->src, pfn, n))
-		return;
-	copy_to_ram(chunk->src, chunk->dst, n,
-		    GFP_HIGHUSER_MOVABLE | __GFP_NOFAIL);
-	migrate_device_pages(chunk->src, chunk->dst, n);
-	migrate_device_finalize(chunk->src, chunk->dst, n);
-}
+	struct hmm_devmem *devmem;
 
-static void chunk_usage(struct dmirror_chunk *chunk, unsigned long *in_use,
-			unsigned long *touched)
-{
-	guard(spinlock_irqsave)(&chunk->device->lock);
-	*in_use = chunk->nr_in_use;
-	*touched = chunk->nr_fresh_used;
-}
-
-/*
- * Moves all that is in the chunk to RAM, under release_lock. Pages that others
- * have locked, or hold for a moment, or have taken and not initialised yet, get
- * another chance until @deadline.
- */
-static int chunk_evict(struct dmirror_chunk *chunk, unsigned long deadline)
-{
-	unsigned long in_use, touched, i;
-
-	lockdep_assert_held(&chunk->device->release_lock);
-	for (;;) {
-		chunk_usage(chunk, &in_use, &touched);
-		if (!in_use)
-			return 0;
-		for (i = 0; i < touched; i += DMIRROR_BATCH) {
-			evict_batch(chunk, chunk_pfn(chunk) + i,
-				    min(touched - i, DMIRROR_BATCH));
-			cond_resched();
-		}
-		chunk_usage(chunk, &in_use, &touched);
-		if (!in_use)
-			return 0;
-		if (time_after(jiffies, deadline))
-			return -EBUSY;
-		schedule_timeout_idle(1);
+	if (id < DMIRROR_NR_PRIVATE) {
+		devmem = hmm_devmem_add(&dmirror_devmem_ops, &device->dev,
+					(unsigned long)chunk_mb << 20);
+	} else {
+		device->spm = DEFINE_RES_MEM(id == DMIRROR_NR_PRIVATE ?
+					     spm_addr_dev0 : spm_addr_dev1,
+					     (u64)spm_mb << 20);
+		devmem = hmm_devmem_add_resource(&dmirror_devmem_ops,
+						 &device->dev, &device->spm);
 	}
-}
-
-/* --- Device memory: chunks ----------------------------------------------- */
-
-static unsigned long device_max_chunks(const struct dmirror_device *device)
-{
-	if (device->type == MEMORY_DEVICE_COHERENT)
-		return 1;
-	return private_mb ? private_mb / chunk_mb : ULONG_MAX;
-}
-
-static int chunk_find_range(struct dmirror_chunk *chunk)
-{
-	struct range *range = &chunk->pgmap.range;
-	struct resource *res;
-
-	if (chunk->device->type == MEMORY_DEVICE_COHERENT) {
-		range->start = chunk->device->spm_addr;
-		range->end = range->start + ((u64)spm_mb << 20) - 1;
-		return 0;
-	}
-	res = request_free_mem_region(&iomem_resource, (u64)chunk_mb << 20,
-				      "hmm_dmirror");
-	if (IS_ERR(res))
-		return PTR_ERR(res);
-	range->start = res->start;
-	range->end = res->end;
+	if (IS_ERR(devmem))
+		return PTR_ERR(devmem);
+	if (id < DMIRROR_NR_PRIVATE)
+		hmm_devmem_set_limit(devmem, private_mb ?
+				     (unsigned long)private_mb << 20 : ULONG_MAX);
+	device->devmem = devmem;
 	return 0;
-}
-
-static void chunk_put_range(struct dmirror_chunk *chunk)
-{
-	if (chunk->device->type == MEMORY_DEVICE_PRIVATE)
-		release_mem_region(chunk->pgmap.range.start,
-				   range_len(&chunk->pgmap.range));
-}
-
-static int device_add_chunk(struct dmirror_device *device)
-{
-	struct dmirror_chunk *chunk = kvzalloc(sizeof(*chunk), GFP_KERNEL);
-	void *addr;
-	int err;
-
-	lockdep_assert_held(&device->grow_lock);
-	if (!chunk)
-		return -ENOMEM;
-	chunk->device = device;
-	chunk->pgmap.type = device->type;
-	chunk->pgmap.ops = &dmirror_pagemap_ops;
-	chunk->pgmap.owner = device;
-	chunk->pgmap.nr_range = 1;
-
-	err = chunk_find_range(chunk);
-	if (err)
-		goto err_free_chunk;
-	addr = memremap_pages(&chunk->pgmap, numa_node_id());
-	if (IS_ERR(addr)) {
-		err = PTR_ERR(addr);
-		goto err_put_range;
-	}
-
-	guard(spinlock_irqsave)(&device->lock);
-	list_add_tail(&chunk->node, &device->chunks);
-	device->nr_chunks++;
-	device->nr_free += chunk_nr_pages(chunk);
-	return 0;
-
-err_put_range:
-	chunk_put_range(chunk);
-err_free_chunk:
-	kvfree(chunk);
-	return err;
-}
-
-/* Not on the list any more, and empty. */
-static void device_remove_chunk(struct dmirror_chunk *chunk)
-{
-	struct dmirror_device *device = chunk->device;
-
-	memunmap_pages(&chunk->pgmap);
-	chunk_put_range(chunk);
-	kvfree(chunk);
-
-	guard(spinlock_irqsave)(&device->lock);
-	device->nr_chunks--;
-}
-
-static bool device_has_room(struct dmirror_device *device, unsigned long n)
-{
-	guard(spinlock_irqsave)(&device->lock);
-	return device->nr_free >= n ||
-	       device->nr_chunks >= device_max_chunks(device);
-}
-
-/*
- * Grows the device until @n pages are free, as far as it can. Before a migration
- * begins, as adding memory must not wait for whoever waits for a locked page.
- */
-static void device_make_room(struct dmirror_device *device, unsigned long n)
-{
-	guard(mutex)(&device->grow_lock);
-	while (!device_has_room(device, n))
-		if (device_add_chunk(device))
-			break;
-}
-
-static void device_hide_chunk(struct dmirror_chunk *chunk)
-{
-	struct dmirror_device *device = chunk->device;
-
-	guard(spinlock_irqsave)(&device->lock);
-	list_del_init(&chunk->node);
-	device->nr_free -= chunk_nr_pages(chunk) - chunk->nr_in_use;
-}
-
-static void device_show_chunk(struct dmirror_chunk *chunk)
-{
-	struct dmirror_device *device = chunk->device;
-
-	guard(spinlock_irqsave)(&device->lock);
-	list_add_tail(&chunk->node, &device->chunks);
-	device->nr_free += chunk_nr_pages(chunk) - chunk->nr_in_use;
-}
-
-/* Chunks are removed under release_lock alone, so the one found stays. */
-static struct dmirror_chunk *device_next_chunk(struct dmirror_device *device,
-					       struct dmirror_chunk *chunk)
-{
-	lockdep_assert_held(&device->release_lock);
-	guard(spinlock_irqsave)(&device->lock);
-	if (!chunk)
-		return list_first_entry_or_null(&device->chunks,
-						struct dmirror_chunk, node);
-	if (list_is_last(&chunk->node, &device->chunks))
-		return NULL;
-	return list_next_entry(chunk, node);
-}
-
-static unsigned long evict_deadline(void)
-{
-	return jiffies + DMIRROR_EVICT_SECONDS * HZ;
-}
-
-/*
- * Takes the device's memory away. No lock is held that a migration waits for:
- * memunmap_pages() waits for the pages that one has in hand. New chunks may come
- * meanwhile; the first one that this sees twice would be one of them.
- */
-static int device_release_memory(struct dmirror_device *device)
-{
-	unsigned long deadline = evict_deadline();
-	struct dmirror_chunk *chunk;
-	unsigned long n;
-	int err;
-
-	guard(mutex)(&device->release_lock);
-	for (n = READ_ONCE(device->nr_chunks); n; n--) {
-		chunk = device_next_chunk(device, NULL);
-		if (!chunk)
-			break;
-		device_hide_chunk(chunk);
-		err = chunk_evict(chunk, deadline);
-		if (err) {
-			device_show_chunk(chunk);
-			return err;
-		}
-		device_remove_chunk(chunk);
-	}
-	return 0;
-}
-
-/* The last user is gone: what is left in the device's memory goes home. */
-static void device_evict(struct dmirror_device *device)
-{
-	unsigned long deadline = evict_deadline();
-	struct dmirror_chunk *chunk = NULL;
-
-	guard(mutex)(&device->release_lock);
-	while ((chunk = device_next_chunk(device, chunk)))
-		chunk_evict(chunk, deadline);
 }
 
 /* --- The mirror ---------------------------------------------------------- */
@@ -658,8 +318,8 @@ static int dmirror_store_range(struct dmirror *dm, const struct hmm_range *range
 		if (!(entry & HMM_PFN_VALID))
 			continue;
 		page = hmm_pfn_to_page(entry);
-		if (only_ours && !(is_zone_device_page(page) &&
-				   page->pgmap->owner == dm->device))
+		if (only_ours &&
+		    !hmm_devmem_has_page(dm->device->devmem, page))
 			continue;
 		err = dmirror_store(dm, pfn + i, page,
 				    entry & HMM_PFN_WRITE ? DPTE_WRITE : 0);
@@ -678,9 +338,9 @@ static int dmirror_map(struct dmirror *dm, unsigned long start,
 {
 	struct hmm_range range = {
 		.notifier = &dm->notifier,
-		.hmm_pfns = scratch->src,
+		.hmm_pfns = scratch->pfns,
 		.default_flags = flags,
-		.dev_private_owner = dm->device,
+		.dev_private_owner = dm->device->devmem,
 	};
 	int err;
 
@@ -836,7 +496,7 @@ static u8 prot_place(struct dmirror *dm, struct page *page)
 	if (!is_device_private_page(page) && !is_device_coherent_page(page))
 		return 0;
 
-	ours = page->pgmap->owner == dm->device;
+	ours = hmm_devmem_has_page(dm->device->devmem, page);
 	if (is_device_private_page(page))
 		return ours ? HMM_DMIRROR_PROT_DEV_PRIVATE_LOCAL :
 			      HMM_DMIRROR_PROT_DEV_PRIVATE_REMOTE;
@@ -872,8 +532,8 @@ static int dmirror_snapshot(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 	u8 __user *uptr = u64_to_user_ptr(cmd->ptr);
 	struct hmm_range range = {
 		.notifier = &dm->notifier,
-		.hmm_pfns = scratch->src,
-		.dev_private_owner = dm->device,
+		.hmm_pfns = scratch->pfns,
+		.dev_private_owner = dm->device->devmem,
 	};
 	unsigned long i, n;
 	int err;
@@ -886,7 +546,7 @@ static int dmirror_snapshot(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 		if (err)
 			return err;
 		for (i = 0; i < n; i++)
-			scratch->perm[i] = prot_of(dm, scratch->src[i]);
+			scratch->perm[i] = prot_of(dm, scratch->pfns[i]);
 		mutex_unlock(&dm->lock);
 
 		if (copy_to_user(uptr + cmd->cpages, scratch->perm, n))
@@ -898,132 +558,45 @@ static int dmirror_snapshot(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 
 /* --- Migration ----------------------------------------------------------- */
 
-/*
- * Gives each page that is to move, and each hole, a page of the device. Those
- * that get none stay in RAM.
- */
-static void copy_to_device(struct dmirror_device *device,
-			   const unsigned long *src, unsigned long *dst,
-			   unsigned long n)
+/* Memory that is not mapped is bad input, as it always was to this ioctl. */
+static int migrate_errno(int err)
 {
-	unsigned long i;
-
-	for (i = 0; i < n; i++) {
-		struct page *from, *to;
-
-		dst[i] = 0;
-		if (!(src[i] & MIGRATE_PFN_MIGRATE))
-			continue;
-		to = device_alloc_page(device);
-		if (!to)
-			continue;
-		from = migrate_pfn_to_page(src[i]);
-		if (from)
-			copy_highpage(page_backing(to), from);
-		else
-			clear_highpage(page_backing(to));
-		dst[i] = migrate_pfn(page_to_pfn(to));
-	}
-}
-
-static unsigned long count_moved(const unsigned long *src, unsigned long n)
-{
-	unsigned long moved = 0;
-
-	while (n--)
-		moved += (src[n] & MIGRATE_PFN_VALID) &&
-			 (src[n] & MIGRATE_PFN_MIGRATE);
-	return moved;
-}
-
-static unsigned long device_select_flag(const struct dmirror_device *device)
-{
-	return device->type == MEMORY_DEVICE_PRIVATE ?
-	       MIGRATE_VMA_SELECT_DEVICE_PRIVATE :
-	       MIGRATE_VMA_SELECT_DEVICE_COHERENT;
-}
-
-/*
- * Moves pages from @args->start on: up to @end, the end of the VMA, or a batch;
- * @args->end says how far. Returns 0, if only some of them moved, too; or
- * -ENOMEM for want of RAM.
- */
-static int dmirror_migrate_some(struct dmirror *dm, struct migrate_vma *args,
-				unsigned long end)
-{
-	unsigned long n;
-	int err;
-
-	args->vma = vma_lookup(dm->notifier.mm, args->start);
-	if (!args->vma || !(args->vma->vm_flags & VM_READ))
-		return -EINVAL;
-	end = min(end, args->vma->vm_end);
-	n = min((end - args->start) >> PAGE_SHIFT, DMIRROR_BATCH);
-	args->end = args->start + (n << PAGE_SHIFT);
-
-	err = migrate_vma_setup(args);
-	if (err)
-		return err;
-	if (args->flags & MIGRATE_VMA_SELECT_SYSTEM)
-		copy_to_device(dm->device, args->src, args->dst, n);
-	else
-		err = copy_to_ram(args->src, args->dst, n, GFP_HIGHUSER_MOVABLE);
-	migrate_vma_pages(args);
-	migrate_vma_finalize(args);
-	return err;
-}
-
-static int dmirror_migrate(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
-			   unsigned long select, struct dmirror_scratch *scratch)
-{
-	unsigned long end = cmd->addr + (cmd->npages << PAGE_SHIFT);
-	struct mm_struct *mm = dm->notifier.mm;
-	struct migrate_vma args = {
-		.src = scratch->src,
-		.dst = scratch->dst,
-		.flags = select,
-		.pgmap_owner = dm->device,
-	};
-	int err = 0;
-
-	for (args.start = cmd->addr; args.start < end; args.start = args.end) {
-		if (fatal_signal_pending(current))
-			return -EINTR;
-		if (select & MIGRATE_VMA_SELECT_SYSTEM)
-			device_make_room(dm->device, DMIRROR_BATCH);
-		mmap_read_lock(mm);
-		err = dmirror_migrate_some(dm, &args, end);
-		mmap_read_unlock(mm);
-		if (err)
-			return err;
-		cmd->cpages += count_moved(args.src,
-					   (args.end - args.start) >> PAGE_SHIFT);
-	}
-	return err;
+	return err == -EFAULT ? -EINVAL : err;
 }
 
 static int dmirror_migrate_to_sys(struct dmirror *dm,
 				  struct hmm_dmirror_cmd *cmd,
 				  struct dmirror_scratch *scratch)
 {
-	return dmirror_migrate(dm, cmd, device_select_flag(dm->device), scratch);
+	struct hmm_devmem_result result = { };
+	int err;
+
+	err = hmm_devmem_migrate_to_ram(dm->device->devmem, dm->notifier.mm,
+					cmd->addr,
+					cmd->addr + (cmd->npages << PAGE_SHIFT),
+					&result);
+	cmd->cpages = result.moved;
+	if (!err && result.no_memory)
+		err = -ENOMEM;
+	return migrate_errno(err);
 }
 
 static int dmirror_migrate_to_dev(struct dmirror *dm,
 				  struct hmm_dmirror_cmd *cmd,
 				  struct dmirror_scratch *scratch)
 {
+	unsigned long end = cmd->addr + (cmd->npages << PAGE_SHIFT);
+	struct hmm_devmem_result result = { };
 	int err;
 
-	err = dmirror_migrate(dm, cmd, MIGRATE_VMA_SELECT_SYSTEM, scratch);
+	err = hmm_devmem_migrate_to_device(dm->device->devmem, dm->notifier.mm,
+					   cmd->addr, end, &result);
 	if (err)
-		return err;
-	err = dmirror_map(dm, cmd->addr,
-			  cmd->addr + (cmd->npages << PAGE_SHIFT), 0, scratch);
-	if (err)
-		return err;
+		return migrate_errno(err);
 	/* What counts is what the device has now. */
-	cmd->cpages = 0;
+	err = dmirror_map(dm, cmd->addr, end, 0, scratch);
+	if (err)
+		return err;
 	return dmirror_copy_out(dm, cmd, false, scratch);
 }
 
@@ -1184,7 +757,7 @@ static long dmirror_ioctl(struct file *file, unsigned int command,
 		return -EFAULT;
 
 	if (command == HMM_DMIRROR_RELEASE)
-		err = device_release_memory(dm->device);
+		err = hmm_devmem_shrink(dm->device->devmem, DMIRROR_EVICT_TIME);
 	else if (nr < ARRAY_SIZE(dmirror_ops))
 		err = dmirror_run(dm, &dmirror_ops[nr], &cmd);
 	else
@@ -1217,18 +790,6 @@ static int dmirror_mmap(struct file *file, struct vm_area_struct *vma)
 	return 0;
 }
 
-static void device_get_user(struct dmirror_device *device)
-{
-	guard(spinlock_irqsave)(&device->lock);
-	device->nr_users++;
-}
-
-static bool device_put_user(struct dmirror_device *device)
-{
-	guard(spinlock_irqsave)(&device->lock);
-	return !--device->nr_users;
-}
-
 static int dmirror_open(struct inode *inode, struct file *file)
 {
 	struct dmirror *dm = kzalloc(sizeof(*dm), GFP_KERNEL_ACCOUNT);
@@ -1247,7 +808,7 @@ static int dmirror_open(struct inode *inode, struct file *file)
 		kfree(dm);
 		return err;
 	}
-	device_get_user(dm->device);
+	atomic_inc(&dm->device->nr_users);
 	file->private_data = dm;
 	return 0;
 }
@@ -1256,13 +817,15 @@ static int dmirror_release(struct inode *inode, struct file *file)
 {
 	struct dmirror *dm = file->private_data;
 	struct dmirror_device *device = dm->device;
+	struct hmm_devmem_result result = { };
 
 	mmu_interval_notifier_remove(&dm->notifier);
 	xa_destroy(&dm->pt);
 	kfree(dm);
 
-	if (device_put_user(device))
-		device_evict(device);
+	/* The last user is gone: what is left in the memory goes home. */
+	if (atomic_dec_and_test(&device->nr_users))
+		hmm_devmem_evict(device->devmem, DMIRROR_EVICT_TIME, &result);
 	return 0;
 }
 
@@ -1276,48 +839,28 @@ static const struct file_operations dmirror_fops = {
 
 /* --- Devices ------------------------------------------------------------- */
 
-static int allocated_get(void *data, u64 *val)
+static int counter_get(void *data, u64 *val)
 {
-	struct dmirror_device *device = data;
-
-	guard(spinlock_irqsave)(&device->lock);
-	*val = device->allocated;
+	*val = atomic64_read(data);
 	return 0;
 }
-DEFINE_DEBUGFS_ATTRIBUTE(allocated_fops, allocated_get, NULL, "%llu\n");
-
-static int freed_get(void *data, u64 *val)
-{
-	struct dmirror_device *device = data;
-
-	guard(spinlock_irqsave)(&device->lock);
-	*val = device->freed;
-	return 0;
-}
-DEFINE_DEBUGFS_ATTRIBUTE(freed_fops, freed_get, NULL, "%llu\n");
+DEFINE_DEBUGFS_ATTRIBUTE(counter_fops, counter_get, NULL, "%llu\n");
 
 static void device_add_debugfs(struct dmirror_device *device)
 {
 	struct dentry *dir;
 
 	dir = debugfs_create_dir(dev_name(&device->dev), dmirror_debugfs);
-	debugfs_create_file_unsafe("allocated", 0400, dir, device,
-				   &allocated_fops);
-	debugfs_create_file_unsafe("freed", 0400, dir, device, &freed_fops);
+	debugfs_create_file_unsafe("allocated", 0400, dir, &device->allocated,
+				   &counter_fops);
+	debugfs_create_file_unsafe("freed", 0400, dir, &device->freed,
+				   &counter_fops);
 	device->debugfs = dir;
 }
 
 static void device_free(struct device *dev)
 {
 	kfree(container_of(dev, struct dmirror_device, dev));
-}
-
-/* Nobody opens it any more, and nobody has it open: all memory comes back. */
-static void device_empty(struct dmirror_device *device)
-{
-	while (device_release_memory(device))
-		pr_warn_ratelimited("hmm_dmirror: %s: pages still in use\n",
-				    dev_name(&device->dev));
 }
 
 static struct dmirror_device *device_create_one(unsigned int id)
@@ -1327,14 +870,6 @@ static struct dmirror_device *device_create_one(unsigned int id)
 
 	if (!device)
 		return ERR_PTR(-ENOMEM);
-	device->type = id < DMIRROR_NR_PRIVATE ? MEMORY_DEVICE_PRIVATE :
-						 MEMORY_DEVICE_COHERENT;
-	device->spm_addr = id == DMIRROR_NR_PRIVATE ? spm_addr_dev0 :
-						      spm_addr_dev1;
-	INIT_LIST_HEAD(&device->chunks);
-	spin_lock_init(&device->lock);
-	mutex_init(&device->grow_lock);
-	mutex_init(&device->release_lock);
 	cdev_init(&device->cdev, &dmirror_fops);
 	device->cdev.owner = THIS_MODULE;
 	device_initialize(&device->dev);
@@ -1345,9 +880,7 @@ static struct dmirror_device *device_create_one(unsigned int id)
 	if (err)
 		goto err_put_device;
 	/* A device whose memory cannot be had is better not there. */
-	mutex_lock(&device->grow_lock);
-	err = device_add_chunk(device);
-	mutex_unlock(&device->grow_lock);
+	err = device_add_memory(device, id);
 	if (err)
 		goto err_put_device;
 
@@ -1359,12 +892,13 @@ err_put_device:
 	return ERR_PTR(err);
 }
 
+/* Nobody has it open, and the module is going, so that nobody will. */
 static void device_destroy_one(struct dmirror_device *device)
 {
+	hmm_devmem_remove(device->devmem);
 	if (device_is_registered(&device->dev))
 		cdev_device_del(&device->cdev, &device->dev);
 	debugfs_remove(device->debugfs);
-	device_empty(device);
 	put_device(&device->dev);
 }
 

@@ -1,0 +1,1144 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * A pool of device memory, for drivers that do not want to write one.
+ *
+ * It sits on the public interfaces of page maps and migration, and is what their
+ * drivers would each write for themselves: where free pages are, how a range
+ * moves page by page, what a CPU fault does, how a device is emptied.
+ *
+ * Vocabulary
+ *
+ * chunk	a page map of the pool: memory that is added and removed in one go
+ * block	free pages of a chunk, 2^order of them and aligned so; buddies join
+ * returned	pages of a chunk that were freed, and are not in a block yet
+ * hidden	a chunk that gives out no pages: it is being emptied to be removed
+ *
+ * A page's life
+ *
+ *	free, in a block
+ *	  take			devmem->lock, many pages at once
+ *	given out, in use	zone_device_page_init() ... the last folio_put()
+ *	  return		no lock, any context: put on a list
+ *	free, returned
+ *	  absorb		devmem->lock, all that have returned at once
+ *
+ * A migration
+ *
+ *	setup		the core locks and unmaps the sources
+ *	destinations	from the pool, or from RAM
+ *	copy, wait	the driver
+ *	pages		the core: those that were copied are moved
+ *	finalize	the core maps what moved and what stayed
+ *
+ * A page moves only after it was copied, so whatever fails before leaves its
+ * data where they were.
+ *
+ * Locks
+ *
+ *	devmem->shrink_lock	removal and eviction; nobody with a page waits for it
+ *	  mmap_lock
+ *	    folio lock
+ *	      devmem->lock	chunks and blocks; leaf, with interrupts off
+ *	devmem->grow_lock	addition; before any page is locked, as adding memory
+ *				takes the memory hotplug lock
+ */
+#include <linux/device.h>
+#include <linux/export.h>
+#include <linux/highmem.h>
+#include <linux/hmm_devmem.h>
+#include <linux/ioport.h>
+#include <linux/memremap.h>
+#include <linux/migrate.h>
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+
+#define BATCH		HMM_DEVMEM_BATCH
+
+/* order_of: not the first page of a block */
+#define NO_BLOCK	0xff
+
+/* How often to say that somebody does not let go of a page. */
+#define STUCK_TIMEOUT	(10 * HZ)
+
+/* What one migration needs room for. */
+struct hmm_devmem_scratch {
+	unsigned long		src[BATCH];
+	unsigned long		dst[BATCH];
+	struct page		*pages[BATCH];
+	struct hmm_devmem_copy	copies[BATCH];
+};
+
+/* --- Blocks: free pages of a chunk, under devmem->lock -------------------- */
+
+/*
+ * A free page is nobody's. Its link to the next of its list is where the driver's
+ * data will be, the one to the page before in index.
+ */
+static struct page *block_next(const struct page *page)
+{
+	return page->zone_device_data;
+}
+
+static void block_set_next(struct page *page, struct page *next)
+{
+	page->zone_device_data = next;
+}
+
+static struct page *block_prev(const struct page *page)
+{
+	return (struct page *)page->index;
+}
+
+static void block_set_prev(struct page *page, struct page *prev)
+{
+	page->index = (unsigned long)prev;
+}
+
+static unsigned long chunk_pfn(const struct hmm_devmem_chunk *chunk)
+{
+	return PHYS_PFN(chunk->pgmap.range.start);
+}
+
+static struct page *chunk_page(const struct hmm_devmem_chunk *chunk,
+			       unsigned long i)
+{
+	return pfn_to_page(chunk_pfn(chunk) + i);
+}
+
+static unsigned long chunk_index(const struct hmm_devmem_chunk *chunk,
+				 const struct page *page)
+{
+	return page_to_pfn(page) - chunk_pfn(chunk);
+}
+
+static void block_link(struct hmm_devmem_chunk *chunk, unsigned long i,
+		       unsigned int order)
+{
+	struct page *page = chunk_page(chunk, i);
+	struct page *next = chunk->free[order];
+
+	block_set_next(page, next);
+	block_set_prev(page, NULL);
+	if (next)
+		block_set_prev(next, page);
+	chunk->free[order] = page;
+	WRITE_ONCE(chunk->order_of[i], order);
+}
+
+static void block_unlink(struct hmm_devmem_chunk *chunk, unsigned long i,
+			 unsigned int order)
+{
+	struct page *page = chunk_page(chunk, i);
+	struct page *next = block_next(page);
+	struct page *prev = block_prev(page);
+
+	if (next)
+		block_set_prev(next, prev);
+	if (prev)
+		block_set_next(prev, next);
+	else
+		chunk->free[order] = next;
+	WRITE_ONCE(chunk->order_of[i], NO_BLOCK);
+}
+
+static bool block_is_free(const struct hmm_devmem_chunk *chunk, unsigned long i,
+			  unsigned int order)
+{
+	return i < chunk->nr_pages && chunk->order_of[i] == order;
+}
+
+static void block_free(struct hmm_devmem_chunk *chunk, unsigned long i,
+		       unsigned int order)
+{
+	chunk->nr_free += 1UL << order;
+	for (; order < HMM_DEVMEM_ORDERS - 1; order++) {
+		unsigned long buddy = i ^ (1UL << order);
+
+		if (!block_is_free(chunk, buddy, order))
+			break;
+		block_unlink(chunk, buddy, order);
+		i &= ~(1UL << order);
+	}
+	block_link(chunk, i, order);
+}
+
+/* The smallest block of at least this order, cut down to it; or NULL. */
+static struct page *block_take(struct hmm_devmem_chunk *chunk,
+			       unsigned int order)
+{
+	unsigned int from = order;
+	struct page *page;
+	unsigned long i;
+
+	while (!chunk->free[from])
+		if (++from == HMM_DEVMEM_ORDERS)
+			return NULL;
+
+	page = chunk->free[from];
+	i = chunk_index(chunk, page);
+	block_unlink(chunk, i, from);
+	while (from > order) {
+		from--;
+		block_link(chunk, i + (1UL << from), from);
+	}
+	chunk->nr_free -= 1UL << order;
+	return page;
+}
+
+/* --- Pages: taken and returned -------------------------------------------- */
+
+static struct llist_node *page_node(struct page *page)
+{
+	return (struct llist_node *)&page->zone_device_data;
+}
+
+static struct page *node_page(struct llist_node *node)
+{
+	return container_of((void **)node, struct page, zone_device_data);
+}
+
+/* Under devmem->lock. */
+static void chunk_absorb(struct hmm_devmem_chunk *chunk)
+{
+	struct llist_node *node = llist_del_all(&chunk->returned);
+
+	while (node) {
+		struct page *page = node_page(node);
+
+		node = node->next;
+		block_free(chunk, chunk_index(chunk, page), 0);
+	}
+}
+
+/*
+ * Takes a chunk that has nothing from the list of those that may have. Pages that
+ * return meanwhile: either chunk_return() sees the list without the chunk, and
+ * puts it back, or this sees the pages.
+ */
+static void chunk_set_empty(struct hmm_devmem_chunk *chunk)
+{
+	list_del_init(&chunk->avail);
+	/* Pairs with the barrier in chunk_return(). */
+	smp_mb();
+	if (!llist_empty(&chunk->returned))
+		list_add_tail(&chunk->avail, &chunk->devmem->avail);
+}
+
+static void chunk_set_avail(struct hmm_devmem_chunk *chunk)
+{
+	struct hmm_devmem *devmem = chunk->devmem;
+
+	guard(spinlock_irqsave)(&devmem->lock);
+	if (!chunk->hidden && list_empty(&chunk->avail))
+		list_add_tail(&chunk->avail, &devmem->avail);
+}
+
+static void chunk_return(struct hmm_devmem_chunk *chunk, struct page *page)
+{
+	/* A full barrier; pairs with the one in chunk_set_empty(). */
+	if (llist_add(page_node(page), &chunk->returned) &&
+	    list_empty_careful(&chunk->avail))
+		chunk_set_avail(chunk);
+}
+
+/* Takes up to @n pages from one chunk, in blocks as large as there are. */
+static unsigned long chunk_take(struct hmm_devmem_chunk *chunk,
+				struct page **pages, unsigned long n)
+{
+	unsigned int order = HMM_DEVMEM_ORDERS - 1;
+	unsigned long taken = 0, i;
+
+	chunk_absorb(chunk);
+	while (taken < n) {
+		struct page *page;
+
+		order = min_t(unsigned int, order, ilog2(n - taken));
+		page = block_take(chunk, order);
+		if (!page) {
+			if (!order--)
+				break;
+			continue;
+		}
+		for (i = 0; i < 1UL << order; i++)
+			pages[taken++] = page + i;
+	}
+	return taken;
+}
+
+static unsigned long take_pages(struct hmm_devmem *devmem, struct page **pages,
+				unsigned long n)
+{
+	struct hmm_devmem_chunk *chunk, *next;
+	unsigned long taken = 0;
+
+	guard(spinlock_irqsave)(&devmem->lock);
+	list_for_each_entry_safe(chunk, next, &devmem->avail, avail) {
+		taken += chunk_take(chunk, pages + taken, n - taken);
+		if (taken == n)
+			break;
+		chunk_set_empty(chunk);
+	}
+	return taken;
+}
+
+/* Returns false, and the page is free again, if the driver has no use for it. */
+static bool give_out(struct hmm_devmem *devmem, struct page *page)
+{
+	page->zone_device_data = NULL;
+	if (devmem->ops->page_init && devmem->ops->page_init(devmem, page)) {
+		chunk_return(hmm_devmem_page_chunk(page), page);
+		return false;
+	}
+	zone_device_page_init(page);
+	return true;
+}
+
+/* Fills @pages with pages of the device, locked; returns how many there are. */
+static unsigned long alloc_device_pages(struct hmm_devmem *devmem,
+					struct page **pages, unsigned long n)
+{
+	unsigned long taken, i, given = 0;
+
+	if (READ_ONCE(devmem->going))
+		return 0;
+	taken = take_pages(devmem, pages, n);
+	for (i = 0; i < taken; i++)
+		if (give_out(devmem, pages[i]))
+			pages[given++] = pages[i];
+	return given;
+}
+
+static void devmem_page_free(struct page *page)
+{
+	struct hmm_devmem_chunk *chunk = hmm_devmem_page_chunk(page);
+	struct hmm_devmem *devmem = chunk->devmem;
+
+	if (devmem->ops->page_exit)
+		devmem->ops->page_exit(devmem, page);
+	chunk_return(chunk, page);
+}
+
+/* --- Moving pages --------------------------------------------------------- */
+
+/*
+ * One batch on its way. @copies and @pages have an entry for each page that is to
+ * move, in the order of @src and @dst.
+ */
+struct move {
+	struct hmm_devmem		*devmem;
+	bool				to_device;
+	gfp_t				gfp;
+	unsigned long			n;
+	unsigned long			*src;
+	unsigned long			*dst;
+	struct page			**pages;
+	struct hmm_devmem_copy		*copies;
+	struct hmm_devmem_result	*result;
+};
+
+/* Returns how many entries have a page that is to move, or are a hole. */
+static unsigned long list_sources(struct move *m)
+{
+	unsigned long i, n = 0;
+
+	for (i = 0; i < m->n; i++) {
+		m->dst[i] = 0;
+		if (!(m->src[i] & MIGRATE_PFN_MIGRATE))
+			continue;
+		m->copies[n++] = (struct hmm_devmem_copy) {
+			.src = migrate_pfn_to_page(m->src[i]),
+		};
+	}
+	return n;
+}
+
+static unsigned long alloc_ram_pages(struct move *m, unsigned long n)
+{
+	unsigned long got, i;
+
+	memset(m->pages, 0, n * sizeof(*m->pages));
+	got = n > 1 ? alloc_pages_bulk_array(m->gfp, n, m->pages) : 0;
+	for (; got < n; got++) {
+		m->pages[got] = alloc_page(m->gfp);
+		if (!m->pages[got])
+			break;
+	}
+	for (i = 0; i < got; i++)
+		lock_page(m->pages[i]);
+	return got;
+}
+
+static void drop_page(struct page *page)
+{
+	unlock_page(page);
+	put_page(page);
+}
+
+/* Have the driver copy; afterwards each copy says whether it failed. */
+static void copy_all(struct move *m, unsigned long n)
+{
+	const struct hmm_devmem_ops *ops = m->devmem->ops;
+	struct hmm_devmem_batch batch = {
+		.devmem = m->devmem,
+		.copies = m->copies,
+		.nr = n,
+		.to_device = m->to_device,
+	};
+	unsigned long i;
+	int err;
+
+	err = ops->copy(&batch);
+	if (!err && ops->wait)
+		err = ops->wait(&batch);
+	if (err)
+		for (i = 0; i < n; i++)
+			m->copies[i].failed = true;
+}
+
+/*
+ * Gives the sources that are to move a destination with their content: those
+ * that get one, and whose copy works. The others stay.
+ */
+static void fill_destinations(struct move *m)
+{
+	unsigned long wanted = list_sources(m);
+	unsigned long got, i, k;
+
+	if (!wanted)
+		return;
+	got = m->to_device ? alloc_device_pages(m->devmem, m->pages, wanted) :
+			     alloc_ram_pages(m, wanted);
+	m->result->no_memory += wanted - got;
+	if (!got)
+		return;
+
+	for (k = 0; k < got; k++)
+		m->copies[k].dst = m->pages[k];
+	copy_all(m, got);
+
+	for (i = 0, k = 0; k < got; i++) {
+		struct hmm_devmem_copy *copy;
+
+		if (!(m->src[i] & MIGRATE_PFN_MIGRATE))
+			continue;
+		copy = &m->copies[k++];
+		if (copy->failed) {
+			m->result->not_copied++;
+			drop_page(copy->dst);
+			continue;
+		}
+		m->dst[i] = migrate_pfn(page_to_pfn(copy->dst));
+	}
+}
+
+/* After the pages step; what had no destination is on another account. */
+static void count_result(struct move *m)
+{
+	unsigned long i;
+
+	for (i = 0; i < m->n; i++) {
+		if (m->src[i] & MIGRATE_PFN_MIGRATE)
+			m->result->moved++;
+		else if (m->dst[i])
+			m->result->stayed[MIGRATE_STAY_PINNED]++;
+		else if (!(m->src[i] & MIGRATE_PFN_VALID))
+			m->result->stayed[migrate_pfn_to_stay(m->src[i])]++;
+	}
+}
+
+static unsigned long select_flag(const struct hmm_devmem *devmem)
+{
+	return devmem->type == MEMORY_DEVICE_PRIVATE ?
+	       MIGRATE_VMA_SELECT_DEVICE_PRIVATE :
+	       MIGRATE_VMA_SELECT_DEVICE_COHERENT;
+}
+
+/* --- The CPU touches a private page --------------------------------------- */
+
+static vm_fault_t devmem_migrate_to_ram(struct vm_fault *vmf)
+{
+	struct hmm_devmem *devmem = hmm_devmem_page_chunk(vmf->page)->devmem;
+	unsigned long addr = vmf->address & PAGE_MASK;
+	struct hmm_devmem_result result = { };
+	struct hmm_devmem_copy copy;
+	unsigned long src = 0, dst = 0;
+	struct page *page;
+	struct migrate_vma args = {
+		.vma = vmf->vma,
+		.start = addr,
+		.end = addr + PAGE_SIZE,
+		.src = &src,
+		.dst = &dst,
+		.pgmap_owner = devmem,
+		.flags = MIGRATE_VMA_SELECT_DEVICE_PRIVATE,
+		.fault_page = vmf->page,
+	};
+	struct move m = {
+		.devmem = devmem,
+		.gfp = GFP_HIGHUSER_MOVABLE,
+		.n = 1,
+		.src = &src,
+		.dst = &dst,
+		.pages = &page,
+		.copies = &copy,
+		.result = &result,
+	};
+
+	if (migrate_vma_setup(&args))
+		return VM_FAULT_SIGBUS;
+	fill_destinations(&m);
+	migrate_vma_pages(&args);
+	migrate_vma_finalize(&args);
+
+	/* Both would fail again at once: do not come back for more. */
+	if (result.no_memory)
+		return VM_FAULT_OOM;
+	return result.not_copied ? VM_FAULT_SIGBUS : 0;
+}
+
+static const struct dev_pagemap_ops devmem_pagemap_ops = {
+	.page_free	= devmem_page_free,
+	.migrate_to_ram	= devmem_migrate_to_ram,
+};
+
+/* --- Chunks --------------------------------------------------------------- */
+
+static int chunk_init_blocks(struct hmm_devmem_chunk *chunk)
+{
+	unsigned long i;
+
+	chunk->order_of = kvmalloc(chunk->nr_pages, GFP_KERNEL);
+	if (!chunk->order_of)
+		return -ENOMEM;
+	memset(chunk->order_of, NO_BLOCK, chunk->nr_pages);
+	for (i = 0; i < chunk->nr_pages; i += 1UL << (HMM_DEVMEM_ORDERS - 1))
+		block_link(chunk, i, HMM_DEVMEM_ORDERS - 1);
+	chunk->nr_free = chunk->nr_pages;
+	return 0;
+}
+
+static int chunk_map(struct hmm_devmem_chunk *chunk)
+{
+	struct hmm_devmem *devmem = chunk->devmem;
+	void *addr;
+	int err;
+
+	chunk->pgmap.type = devmem->type;
+	chunk->pgmap.ops = &devmem_pagemap_ops;
+	chunk->pgmap.owner = devmem;
+	chunk->pgmap.nr_range = 1;
+	addr = memremap_pages(&chunk->pgmap, dev_to_node(devmem->device));
+	if (IS_ERR(addr))
+		return PTR_ERR(addr);
+	err = chunk_init_blocks(chunk);
+	if (err)
+		memunmap_pages(&chunk->pgmap);
+	return err;
+}
+
+/* Frees it; the driver's part and the struct pages are gone, or never were. */
+static void chunk_free(struct hmm_devmem_chunk *chunk)
+{
+	if (chunk->res)
+		release_mem_region(chunk->res->start, resource_size(chunk->res));
+	kvfree(chunk->order_of);
+	kfree(chunk);
+}
+
+/* Coherent memory is where it is; private memory is wherever there is room. */
+static struct hmm_devmem_chunk *chunk_alloc(struct hmm_devmem *devmem)
+{
+	struct hmm_devmem_chunk *chunk = kzalloc(sizeof(*chunk), GFP_KERNEL);
+
+	if (!chunk)
+		return ERR_PTR(-ENOMEM);
+	chunk->devmem = devmem;
+	init_llist_head(&chunk->returned);
+	INIT_LIST_HEAD(&chunk->avail);
+
+	if (devmem->type == MEMORY_DEVICE_COHERENT) {
+		chunk->pgmap.range = devmem->range;
+	} else {
+		struct resource *res;
+
+		res = request_free_mem_region(&iomem_resource,
+					      devmem->chunk_size,
+					      dev_name(devmem->device));
+		if (IS_ERR(res)) {
+			kfree(chunk);
+			return ERR_CAST(res);
+		}
+		/* It may be larger: regions are made of sections. */
+		chunk->res = res;
+		chunk->pgmap.range.start = res->start;
+		chunk->pgmap.range.end = res->start + devmem->chunk_size - 1;
+	}
+	chunk->nr_pages = PHYS_PFN(range_len(&chunk->pgmap.range));
+	return chunk;
+}
+
+static int add_chunk(struct hmm_devmem *devmem)
+{
+	const struct hmm_devmem_ops *ops = devmem->ops;
+	struct hmm_devmem_chunk *chunk;
+	int err = 0;
+
+	lockdep_assert_held(&devmem->grow_lock);
+	chunk = chunk_alloc(devmem);
+	if (IS_ERR(chunk))
+		return PTR_ERR(chunk);
+	if (ops->chunk_add)
+		err = ops->chunk_add(chunk);
+	if (err)
+		goto err_free;
+	err = chunk_map(chunk);
+	if (err)
+		goto err_remove;
+
+	guard(spinlock_irqsave)(&devmem->lock);
+	list_add_tail(&chunk->node, &devmem->chunks);
+	list_add_tail(&chunk->avail, &devmem->avail);
+	devmem->size += chunk->nr_pages << PAGE_SHIFT;
+	return 0;
+
+err_remove:
+	if (ops->chunk_remove)
+		ops->chunk_remove(chunk);
+err_free:
+	chunk_free(chunk);
+	return err;
+}
+
+/* It is hidden and empty. */
+static void remove_chunk(struct hmm_devmem_chunk *chunk)
+{
+	struct hmm_devmem *devmem = chunk->devmem;
+	unsigned long flags;
+
+	spin_lock_irqsave(&devmem->lock, flags);
+	list_del(&chunk->node);
+	devmem->size -= chunk->nr_pages << PAGE_SHIFT;
+	spin_unlock_irqrestore(&devmem->lock, flags);
+
+	memunmap_pages(&chunk->pgmap);
+	if (devmem->ops->chunk_remove)
+		devmem->ops->chunk_remove(chunk);
+	chunk_free(chunk);
+}
+
+static bool may_grow(struct hmm_devmem *devmem, unsigned long n)
+{
+	struct hmm_devmem_chunk *chunk;
+	unsigned long nr_free = 0;
+
+	guard(spinlock_irqsave)(&devmem->lock);
+	list_for_each_entry(chunk, &devmem->avail, avail) {
+		chunk_absorb(chunk);
+		nr_free += chunk->nr_free;
+		if (nr_free >= n)
+			return false;
+	}
+	return devmem->size < devmem->max_size &&
+	       devmem->max_size - devmem->size >= devmem->chunk_size;
+}
+
+/* Grows the pool until @n pages are free, as far as it may and can. */
+static void make_room(struct hmm_devmem *devmem, unsigned long n)
+{
+	if (!may_grow(devmem, n))
+		return;
+	guard(mutex)(&devmem->grow_lock);
+	while (!devmem->going && may_grow(devmem, n))
+		if (add_chunk(devmem))
+			break;
+}
+
+static void hide_chunk(struct hmm_devmem_chunk *chunk, bool hidden)
+{
+	struct hmm_devmem *devmem = chunk->devmem;
+
+	guard(spinlock_irqsave)(&devmem->lock);
+	chunk->hidden = hidden;
+	list_del_init(&chunk->avail);
+	if (!hidden)
+		list_add_tail(&chunk->avail, &devmem->avail);
+}
+
+/* --- Eviction ------------------------------------------------------------- */
+
+static unsigned long chunk_nr_in_use(struct hmm_devmem_chunk *chunk)
+{
+	guard(spinlock_irqsave)(&chunk->devmem->lock);
+	chunk_absorb(chunk);
+	return chunk->nr_pages - chunk->nr_free;
+}
+
+/* The next page from @i on that is in no block. No lock: a hint. */
+static unsigned long next_in_use(struct hmm_devmem_chunk *chunk, unsigned long i)
+{
+	while (i < chunk->nr_pages) {
+		u8 order = READ_ONCE(chunk->order_of[i]);
+
+		if (order == NO_BLOCK)
+			break;
+		i += 1UL << order;
+	}
+	return i;
+}
+
+static void evict_batch(struct hmm_devmem_chunk *chunk, unsigned long i,
+			unsigned long n, struct hmm_devmem_result *result)
+{
+	struct hmm_devmem *devmem = chunk->devmem;
+	struct hmm_devmem_scratch *scratch = devmem->scratch;
+	struct move m = {
+		.devmem = devmem,
+		.gfp = GFP_HIGHUSER_MOVABLE | __GFP_RETRY_MAYFAIL | __GFP_NOWARN,
+		.n = n,
+		.src = scratch->src,
+		.dst = scratch->dst,
+		.pages = scratch->pages,
+		.copies = scratch->copies,
+		.result = result,
+	};
+
+	if (migrate_device_range(m.src, chunk_pfn(chunk) + i, n))
+		return;
+	fill_destinations(&m);
+	migrate_device_pages(m.src, m.dst, n);
+	count_result(&m);
+	migrate_device_finalize(m.src, m.dst, n);
+}
+
+static void evict_pass(struct hmm_devmem_chunk *chunk,
+		       struct hmm_devmem_result *result)
+{
+	unsigned long i = 0, n;
+
+	while ((i = next_in_use(chunk, i)) < chunk->nr_pages) {
+		n = min(chunk->nr_pages - i, BATCH);
+		evict_batch(chunk, i, n, result);
+		i += n;
+		cond_resched();
+	}
+}
+
+/*
+ * Moves all that is in the chunk to RAM. Pages that others have locked, or hold
+ * for a moment, or have taken and not initialised yet, get another chance until
+ * @deadline.
+ */
+static int evict_chunk(struct hmm_devmem_chunk *chunk, unsigned long deadline,
+		       struct hmm_devmem_result *result)
+{
+	struct hmm_devmem_result last;
+
+	lockdep_assert_held(&chunk->devmem->shrink_lock);
+	while (chunk_nr_in_use(chunk)) {
+		/* Of the pages that stay, the last attempt counts. */
+		last = (struct hmm_devmem_result) { .moved = result->moved };
+		evict_pass(chunk, &last);
+		result->moved = last.moved;
+		if (!chunk_nr_in_use(chunk))
+			break;
+		if (time_after_eq(jiffies, deadline)) {
+			*result = last;
+			return last.no_memory ? -ENOMEM : -EBUSY;
+		}
+		schedule_timeout_idle(1);
+	}
+	return 0;
+}
+
+/* Chunks are removed under shrink_lock alone, so the one found stays. */
+static struct hmm_devmem_chunk *next_chunk(struct hmm_devmem *devmem,
+					   struct hmm_devmem_chunk *chunk)
+{
+	lockdep_assert_held(&devmem->shrink_lock);
+	guard(spinlock_irqsave)(&devmem->lock);
+	if (!chunk)
+		return list_first_entry_or_null(&devmem->chunks,
+						struct hmm_devmem_chunk, node);
+	if (list_is_last(&chunk->node, &devmem->chunks))
+		return NULL;
+	return list_next_entry(chunk, node);
+}
+
+/**
+ * hmm_devmem_evict() - move all that is in the pool's memory to RAM
+ * @devmem: the pool
+ * @timeout: how long to try, in jiffies; 0 is once
+ * @result: what became of it; of the pages that stayed the last attempt counts
+ *
+ * The pool goes on to give out pages meanwhile.
+ *
+ * Context: Process context. Sleeps. The caller holds nothing that a migration, or
+ * the driver's copy, waits for.
+ *
+ * Return: 0, or for at least one page
+ *
+ * * -EBUSY - somebody did not let go of it
+ * * -ENOMEM - there was no RAM for it
+ */
+int hmm_devmem_evict(struct hmm_devmem *devmem, unsigned long timeout,
+		     struct hmm_devmem_result *result)
+{
+	unsigned long deadline = jiffies + timeout;
+	struct hmm_devmem_chunk *chunk = NULL;
+	int err, ret = 0;
+
+	guard(mutex)(&devmem->shrink_lock);
+	while ((chunk = next_chunk(devmem, chunk))) {
+		err = evict_chunk(chunk, deadline, result);
+		if (err)
+			ret = err;
+	}
+	return ret;
+}
+EXPORT_SYMBOL_GPL(hmm_devmem_evict);
+
+static unsigned long nr_chunks(struct hmm_devmem *devmem)
+{
+	struct list_head *pos;
+	unsigned long n = 0;
+
+	guard(spinlock_irqsave)(&devmem->lock);
+	list_for_each(pos, &devmem->chunks)
+		n++;
+	return n;
+}
+
+/*
+ * Empties and removes the chunks that are there now. New ones go to the end of
+ * the list: whoever migrates meanwhile cannot keep this from ending.
+ */
+static int remove_chunks(struct hmm_devmem *devmem, unsigned long timeout)
+{
+	unsigned long deadline = jiffies + timeout;
+	struct hmm_devmem_result result = { };
+	struct hmm_devmem_chunk *chunk;
+	unsigned long n;
+	int err;
+
+	lockdep_assert_held(&devmem->shrink_lock);
+	for (n = nr_chunks(devmem); n; n--) {
+		chunk = next_chunk(devmem, NULL);
+		hide_chunk(chunk, true);
+		err = evict_chunk(chunk, deadline, &result);
+		if (err) {
+			hide_chunk(chunk, false);
+			return err;
+		}
+		remove_chunk(chunk);
+	}
+	return 0;
+}
+
+/**
+ * hmm_devmem_shrink() - move everything to RAM, and take the memory away
+ * @devmem: the pool
+ * @timeout: how long to try, in jiffies
+ *
+ * A pool that may grow does so again with the next migration.
+ *
+ * Context: Process context. As hmm_devmem_evict().
+ *
+ * Return: 0, or -EBUSY or -ENOMEM for a page that could not be had; its chunk,
+ * and those behind it, stay.
+ */
+int hmm_devmem_shrink(struct hmm_devmem *devmem, unsigned long timeout)
+{
+	guard(mutex)(&devmem->shrink_lock);
+	return remove_chunks(devmem, timeout);
+}
+EXPORT_SYMBOL_GPL(hmm_devmem_shrink);
+
+/* --- Migration of a range ------------------------------------------------- */
+
+/* Moves a part: up to a batch, or the end of the VMA. Sets *@next behind it. */
+static int migrate_part(struct hmm_devmem *devmem, struct mm_struct *mm,
+			unsigned long start, unsigned long end, bool to_device,
+			struct hmm_devmem_scratch *scratch,
+			struct hmm_devmem_result *result, unsigned long *next)
+{
+	struct migrate_vma args = {
+		.start = start,
+		.src = scratch->src,
+		.dst = scratch->dst,
+		.pgmap_owner = devmem,
+		.flags = to_device ? MIGRATE_VMA_SELECT_SYSTEM :
+				     select_flag(devmem),
+	};
+	struct move m = {
+		.devmem = devmem,
+		.to_device = to_device,
+		.gfp = GFP_HIGHUSER_MOVABLE | __GFP_NOWARN,
+		.src = scratch->src,
+		.dst = scratch->dst,
+		.pages = scratch->pages,
+		.copies = scratch->copies,
+		.result = result,
+	};
+	int err;
+
+	args.vma = vma_lookup(mm, start);
+	if (!args.vma || !(args.vma->vm_flags & VM_READ))
+		return -EFAULT;
+	args.end = min3(end, args.vma->vm_end, start + BATCH * PAGE_SIZE);
+	m.n = (args.end - start) >> PAGE_SHIFT;
+
+	err = migrate_vma_setup(&args);
+	if (err)
+		return err;
+	fill_destinations(&m);
+	migrate_vma_pages(&args);
+	count_result(&m);
+	migrate_vma_finalize(&args);
+	*next = args.end;
+	return 0;
+}
+
+static int migrate_range(struct hmm_devmem *devmem, struct mm_struct *mm,
+			 unsigned long start, unsigned long end, bool to_device,
+			 struct hmm_devmem_result *result)
+{
+	struct hmm_devmem_scratch *scratch;
+	int err = 0;
+
+	if (!PAGE_ALIGNED(start) || !PAGE_ALIGNED(end) || start >= end)
+		return -EINVAL;
+	scratch = kvmalloc(sizeof(*scratch), GFP_KERNEL);
+	if (!scratch)
+		return -ENOMEM;
+
+	while (start < end && !err) {
+		err = -EINTR;
+		if (fatal_signal_pending(current))
+			break;
+		err = -ENODEV;
+		if (READ_ONCE(devmem->going))
+			break;
+		if (to_device)
+			make_room(devmem, min((end - start) >> PAGE_SHIFT, BATCH));
+		mmap_read_lock(mm);
+		err = migrate_part(devmem, mm, start, end, to_device, scratch,
+				   result, &start);
+		mmap_read_unlock(mm);
+	}
+	kvfree(scratch);
+	return err;
+}
+
+/**
+ * hmm_devmem_migrate_to_device() - move a range of a process to the device
+ * @devmem: the pool
+ * @mm: address space; the caller has a reference of its users
+ * @start: address of the first page
+ * @end: address behind the last page
+ * @result: what became of the pages
+ *
+ * Moves what can be moved, batch by batch. Holes become zeroed pages of the
+ * device. What stays is counted by the reason, and is no error.
+ *
+ * Context: Process context. Takes mmap_lock. Sleeps.
+ *
+ * Return: 0, or, with what came before moved,
+ *
+ * * -EINVAL - the range is not aligned, is empty, or has a mapping that cannot
+ *   migrate
+ * * -EFAULT - there is no mapping, or none that can be read
+ * * -EINTR - a fatal signal is pending
+ * * -ENODEV - the pool is going
+ * * -ENOMEM - there is no memory to work with
+ */
+int hmm_devmem_migrate_to_device(struct hmm_devmem *devmem,
+				 struct mm_struct *mm, unsigned long start,
+				 unsigned long end,
+				 struct hmm_devmem_result *result)
+{
+	return migrate_range(devmem, mm, start, end, true, result);
+}
+EXPORT_SYMBOL_GPL(hmm_devmem_migrate_to_device);
+
+/**
+ * hmm_devmem_migrate_to_ram() - move a range of a process out of the device
+ * @devmem: the pool; memory of others stays where it is
+ * @mm: address space; the caller has a reference of its users
+ * @start: address of the first page
+ * @end: address behind the last page
+ * @result: what became of the pages
+ *
+ * Context: Process context. Takes mmap_lock. Sleeps.
+ *
+ * Return: As hmm_devmem_migrate_to_device().
+ */
+int hmm_devmem_migrate_to_ram(struct hmm_devmem *devmem, struct mm_struct *mm,
+			      unsigned long start, unsigned long end,
+			      struct hmm_devmem_result *result)
+{
+	return migrate_range(devmem, mm, start, end, false, result);
+}
+EXPORT_SYMBOL_GPL(hmm_devmem_migrate_to_ram);
+
+/* --- The pool ------------------------------------------------------------- */
+
+static void devm_release_devmem(void *data)
+{
+	struct hmm_devmem *devmem = data;
+
+	mutex_lock(&devmem->grow_lock);
+	WRITE_ONCE(devmem->going, true);
+	mutex_unlock(&devmem->grow_lock);
+
+	mutex_lock(&devmem->shrink_lock);
+	while (!list_empty(&devmem->chunks))
+		if (remove_chunks(devmem, STUCK_TIMEOUT))
+			dev_warn(devmem->device,
+				 "pages of device memory are still in use\n");
+	mutex_unlock(&devmem->shrink_lock);
+	kvfree(devmem->scratch);
+	kfree(devmem);
+}
+
+static struct hmm_devmem *devmem_alloc(const struct hmm_devmem_ops *ops,
+				       struct device *device,
+				       enum memory_type type)
+{
+	struct hmm_devmem *devmem;
+
+	if (!ops || !ops->copy)
+		return ERR_PTR(-EINVAL);
+	devmem = kzalloc(sizeof(*devmem), GFP_KERNEL);
+	if (!devmem)
+		return ERR_PTR(-ENOMEM);
+	/* Now, as an eviction cannot fail for want of it. */
+	devmem->scratch = kvmalloc(sizeof(*devmem->scratch), GFP_KERNEL);
+	if (!devmem->scratch) {
+		kfree(devmem);
+		return ERR_PTR(-ENOMEM);
+	}
+	devmem->ops = ops;
+	devmem->device = device;
+	devmem->type = type;
+	mutex_init(&devmem->grow_lock);
+	mutex_init(&devmem->shrink_lock);
+	spin_lock_init(&devmem->lock);
+	INIT_LIST_HEAD(&devmem->chunks);
+	INIT_LIST_HEAD(&devmem->avail);
+	return devmem;
+}
+
+static struct hmm_devmem *devmem_start(struct hmm_devmem *devmem,
+				       unsigned long size)
+{
+	int err;
+
+	devmem->chunk_size = size;
+	devmem->max_size = size;
+	mutex_lock(&devmem->grow_lock);
+	err = add_chunk(devmem);
+	mutex_unlock(&devmem->grow_lock);
+	if (err) {
+		kvfree(devmem->scratch);
+		kfree(devmem);
+		return ERR_PTR(err);
+	}
+	err = devm_add_action_or_reset(devmem->device, devm_release_devmem,
+				       devmem);
+	return err ? ERR_PTR(err) : devmem;
+}
+
+/**
+ * hmm_devmem_add() - make a pool of private memory
+ * @ops: the driver's callbacks
+ * @device: the device; the pool goes when the driver is unbound from it
+ * @size: bytes, a multiple of 2 MiB
+ *
+ * Takes a range of physical addresses that nobody uses. What the bus of the
+ * device calls its memory is the driver's affair: see
+ * &hmm_devmem_ops.chunk_add and hmm_devmem_page_offset().
+ *
+ * Context: Process context. Sleeps.
+ *
+ * Return: The pool, or an ERR_PTR():
+ *
+ * * -EINVAL - no copy callback; @size is 0 or no multiple of 2 MiB
+ * * -ENOMEM - out of memory
+ * * what request_free_mem_region(), memremap_pages() and chunk_add() return
+ */
+struct hmm_devmem *hmm_devmem_add(const struct hmm_devmem_ops *ops,
+				  struct device *device, unsigned long size)
+{
+	struct hmm_devmem *devmem;
+
+	if (!size || !IS_ALIGNED(size, PAGE_SIZE << (HMM_DEVMEM_ORDERS - 1)))
+		return ERR_PTR(-EINVAL);
+	devmem = devmem_alloc(ops, device, MEMORY_DEVICE_PRIVATE);
+	if (IS_ERR(devmem))
+		return devmem;
+	return devmem_start(devmem, size);
+}
+EXPORT_SYMBOL_GPL(hmm_devmem_add);
+
+/**
+ * hmm_devmem_add_resource() - make a pool of coherent memory
+ * @ops: the driver's callbacks
+ * @device: the device; the pool goes when the driver is unbound from it
+ * @res: the memory, which the CPU can address as well; starts and ends at a
+ *	multiple of 2 MiB
+ *
+ * The resource stays the driver's, and must outlive the pool.
+ *
+ * Context: Process context. Sleeps.
+ *
+ * Return: The pool, or an ERR_PTR() as of hmm_devmem_add().
+ */
+struct hmm_devmem *hmm_devmem_add_resource(const struct hmm_devmem_ops *ops,
+					   struct device *device,
+					   struct resource *res)
+{
+	struct hmm_devmem *devmem;
+
+	if (!res || res->start >= res->end ||
+	    !IS_ALIGNED(res->start | (res->end + 1),
+			PAGE_SIZE << (HMM_DEVMEM_ORDERS - 1)))
+		return ERR_PTR(-EINVAL);
+	devmem = devmem_alloc(ops, device, MEMORY_DEVICE_COHERENT);
+	if (IS_ERR(devmem))
+		return devmem;
+	devmem->range.start = res->start;
+	devmem->range.end = res->end;
+	return devmem_start(devmem, resource_size(res));
+}
+EXPORT_SYMBOL_GPL(hmm_devmem_add_resource);
+
+/**
+ * hmm_devmem_remove() - take a pool away before its device is unbound
+ * @devmem: the pool
+ *
+ * Refuses new work, moves everything to RAM, and waits for whoever still has a
+ * page, however long that takes.
+ *
+ * Context: Process context. As hmm_devmem_evict().
+ */
+void hmm_devmem_remove(struct hmm_devmem *devmem)
+{
+	devm_release_action(devmem->device, devm_release_devmem, devmem);
+}
+EXPORT_SYMBOL_GPL(hmm_devmem_remove);
+
+/**
+ * hmm_devmem_set_limit() - let a pool of private memory grow
+ * @devmem: the pool
+ * @size: bytes that it may have at most; it grows by what it had at first
+ *
+ * Context: Any; before the first migration.
+ */
+void hmm_devmem_set_limit(struct hmm_devmem *devmem, unsigned long size)
+{
+	devmem->max_size = size;
+}
+EXPORT_SYMBOL_GPL(hmm_devmem_set_limit);

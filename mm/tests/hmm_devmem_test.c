@@ -1,0 +1,470 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The pool of device memory, with a driver that can be told to fail, on a real
+ * address space. The bytes of a device page are in a page of RAM, its
+ * zone_device_data.
+ */
+#include <kunit/device.h>
+#include <kunit/test.h>
+#include <linux/highmem.h>
+#include <linux/hmm_devmem.h>
+#include <linux/ioport.h>
+#include <linux/mman.h>
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/uaccess.h>
+
+#define CHUNK_SIZE	SZ_2M
+#define CHUNK_PAGES	(CHUNK_SIZE / PAGE_SIZE)
+#define NPAGES		(CHUNK_PAGES + 88UL)	/* more than a chunk has */
+
+/**
+ * struct driver - a device, and what it is told to do wrong
+ * @copy_err: what copy returns
+ * @wait_err: what wait returns
+ * @fail_one: copies whose index in the batch is this fail alone; -1: none
+ * @init_left: page_init works so often; -1: always
+ * @copied: copy and wait are called in turns
+ * @in_use: pages that were given out and not freed
+ * @chunks: chunks that were added and not removed
+ */
+struct driver {
+	struct kunit *test;
+	struct device *dev;
+	struct hmm_devmem *devmem;
+	unsigned long buf;
+	int copy_err;
+	int wait_err;
+	long fail_one;
+	long init_left;
+	int copied;
+	atomic_long_t in_use;
+	int chunks;
+};
+
+static struct driver *driver_of(struct hmm_devmem *devmem)
+{
+	return dev_get_drvdata(devmem->device);
+}
+
+static struct page *bytes_of(struct page *page)
+{
+	return is_device_private_page(page) ? page->zone_device_data : page;
+}
+
+static int driver_copy(struct hmm_devmem_batch *batch)
+{
+	struct driver *d = driver_of(batch->devmem);
+	unsigned long i;
+
+	if (d->copy_err)
+		return d->copy_err;
+	d->copied++;
+	for (i = 0; i < batch->nr; i++) {
+		struct hmm_devmem_copy *copy = &batch->copies[i];
+
+		KUNIT_EXPECT_TRUE(d->test, PageLocked(copy->dst));
+		KUNIT_EXPECT_EQ(d->test, is_device_private_page(copy->dst),
+				batch->to_device);
+		copy->failed = i == d->fail_one;
+		if (copy->failed)
+			continue;
+		if (copy->src)
+			copy_highpage(bytes_of(copy->dst), bytes_of(copy->src));
+		else
+			clear_highpage(bytes_of(copy->dst));
+	}
+	batch->data = d;
+	return 0;
+}
+
+static int driver_wait(struct hmm_devmem_batch *batch)
+{
+	struct driver *d = driver_of(batch->devmem);
+
+	KUNIT_EXPECT_EQ(d->test, --d->copied, 0);
+	KUNIT_EXPECT_PTR_EQ(d->test, batch->data, (void *)d);
+	return d->wait_err;
+}
+
+static int driver_page_init(struct hmm_devmem *devmem, struct page *page)
+{
+	struct driver *d = driver_of(devmem);
+
+	KUNIT_EXPECT_NULL(d->test, page->zone_device_data);
+	if (!d->init_left)
+		return -ENOMEM;
+	if (d->init_left > 0)
+		d->init_left--;
+	page->zone_device_data = alloc_page(GFP_KERNEL);
+	if (!page->zone_device_data)
+		return -ENOMEM;
+	atomic_long_inc(&d->in_use);
+	return 0;
+}
+
+static void driver_page_exit(struct hmm_devmem *devmem, struct page *page)
+{
+	__free_page(page->zone_device_data);
+	atomic_long_dec(&driver_of(devmem)->in_use);
+}
+
+static int driver_chunk_add(struct hmm_devmem_chunk *chunk)
+{
+	driver_of(chunk->devmem)->chunks++;
+	chunk->data = chunk;
+	return 0;
+}
+
+static void driver_chunk_remove(struct hmm_devmem_chunk *chunk)
+{
+	struct driver *d = driver_of(chunk->devmem);
+
+	KUNIT_EXPECT_PTR_EQ(d->test, chunk->data, (void *)chunk);
+	d->chunks--;
+}
+
+static const struct hmm_devmem_ops driver_ops = {
+	.copy		= driver_copy,
+	.wait		= driver_wait,
+	.page_init	= driver_page_init,
+	.page_exit	= driver_page_exit,
+	.chunk_add	= driver_chunk_add,
+	.chunk_remove	= driver_chunk_remove,
+};
+
+static unsigned long addr_of(struct driver *d, unsigned long i)
+{
+	return d->buf + i * PAGE_SIZE;
+}
+
+static void write_page(struct driver *d, unsigned long i)
+{
+	KUNIT_ASSERT_EQ(d->test, put_user(~i, (unsigned long __user *)addr_of(d, i)), 0);
+}
+
+static void write_pages(struct driver *d, unsigned long n)
+{
+	unsigned long i;
+
+	for (i = 0; i < n; i++)
+		write_page(d, i);
+}
+
+/* How many of the first @n pages the process can read, and finds unchanged. */
+static unsigned long read_pages(struct driver *d, unsigned long n)
+{
+	unsigned long i, word, good = 0;
+
+	for (i = 0; i < n; i++)
+		good += !get_user(word, (unsigned long __user *)addr_of(d, i)) &&
+			word == ~i;
+	return good;
+}
+
+static struct hmm_devmem_result to_device(struct driver *d, unsigned long n)
+{
+	struct hmm_devmem_result result = { };
+
+	KUNIT_ASSERT_EQ(d->test, hmm_devmem_migrate_to_device(d->devmem, current->mm,
+							      d->buf, addr_of(d, n),
+							      &result), 0);
+	return result;
+}
+
+static struct hmm_devmem_result to_ram(struct driver *d, unsigned long n)
+{
+	struct hmm_devmem_result result = { };
+
+	KUNIT_ASSERT_EQ(d->test, hmm_devmem_migrate_to_ram(d->devmem, current->mm,
+							   d->buf, addr_of(d, n),
+							   &result), 0);
+	return result;
+}
+
+static long in_use(struct driver *d)
+{
+	return atomic_long_read(&d->in_use);
+}
+
+static int pool_init(struct kunit *test)
+{
+	struct driver *d = kunit_kzalloc(test, sizeof(*d), GFP_KERNEL);
+
+	KUNIT_ASSERT_NOT_NULL(test, d);
+	d->test = test;
+	d->fail_one = -1;
+	d->init_left = -1;
+	d->buf = kunit_vm_mmap(test, NULL, 0, NPAGES * PAGE_SIZE,
+			       PROT_READ | PROT_WRITE,
+			       MAP_ANONYMOUS | MAP_PRIVATE, 0);
+	KUNIT_ASSERT_NE(test, d->buf, 0UL);
+	d->dev = kunit_device_register(test, "hmm_devmem_test");
+	KUNIT_ASSERT_FALSE(test, IS_ERR(d->dev));
+	dev_set_drvdata(d->dev, d);
+	d->devmem = hmm_devmem_add(&driver_ops, d->dev, CHUNK_SIZE);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(d->devmem));
+	test->priv = d;
+	return 0;
+}
+
+static void add_refuses(struct kunit *test)
+{
+	static const struct hmm_devmem_ops no_copy = { };
+	struct driver *d = test->priv;
+	struct resource odd = DEFINE_RES_MEM(SZ_4G + PAGE_SIZE, CHUNK_SIZE);
+	struct resource small = DEFINE_RES_MEM(SZ_4G, PAGE_SIZE);
+
+	KUNIT_EXPECT_EQ(test, PTR_ERR(hmm_devmem_add(NULL, d->dev, CHUNK_SIZE)), -EINVAL);
+	KUNIT_EXPECT_EQ(test, PTR_ERR(hmm_devmem_add(&no_copy, d->dev, CHUNK_SIZE)), -EINVAL);
+	KUNIT_EXPECT_EQ(test, PTR_ERR(hmm_devmem_add(&driver_ops, d->dev, 0)), -EINVAL);
+	KUNIT_EXPECT_EQ(test, PTR_ERR(hmm_devmem_add(&driver_ops, d->dev, PAGE_SIZE)),
+			-EINVAL);
+	KUNIT_EXPECT_EQ(test, PTR_ERR(hmm_devmem_add_resource(&driver_ops, d->dev, NULL)),
+			-EINVAL);
+	KUNIT_EXPECT_EQ(test, PTR_ERR(hmm_devmem_add_resource(&driver_ops, d->dev, &odd)),
+			-EINVAL);
+	KUNIT_EXPECT_EQ(test, PTR_ERR(hmm_devmem_add_resource(&driver_ops, d->dev, &small)),
+			-EINVAL);
+	KUNIT_EXPECT_EQ(test, d->chunks, 1);
+}
+
+static void migrate_refuses(struct kunit *test)
+{
+	struct driver *d = test->priv;
+	struct hmm_devmem_result r = { };
+	struct mm_struct *mm = current->mm;
+
+	KUNIT_EXPECT_EQ(test, hmm_devmem_migrate_to_device(d->devmem, mm, d->buf + 1,
+							   addr_of(d, 1), &r), -EINVAL);
+	KUNIT_EXPECT_EQ(test, hmm_devmem_migrate_to_device(d->devmem, mm, d->buf,
+							   d->buf + 1, &r), -EINVAL);
+	KUNIT_EXPECT_EQ(test, hmm_devmem_migrate_to_device(d->devmem, mm, d->buf, d->buf,
+							   &r), -EINVAL);
+	KUNIT_EXPECT_EQ(test, hmm_devmem_migrate_to_device(d->devmem, mm, 0, PAGE_SIZE,
+							   &r), -EFAULT);
+	KUNIT_EXPECT_EQ(test, r.moved, 0UL);
+}
+
+static void pages_go_and_come_back(struct kunit *test)
+{
+	struct driver *d = test->priv;
+
+	write_pages(d, 100);
+	KUNIT_EXPECT_EQ(test, to_device(d, 100).moved, 100UL);
+	KUNIT_EXPECT_EQ(test, in_use(d), 100);
+	KUNIT_EXPECT_EQ(test, read_pages(d, 30), 30UL);
+	KUNIT_EXPECT_EQ(test, in_use(d), 70);
+	KUNIT_EXPECT_EQ(test, to_ram(d, 100).moved, 70UL);
+	KUNIT_EXPECT_EQ(test, in_use(d), 0);
+	KUNIT_EXPECT_EQ(test, read_pages(d, 100), 100UL);
+}
+
+static void holes_become_zeroes(struct kunit *test)
+{
+	struct driver *d = test->priv;
+	unsigned long word = 1;
+
+	KUNIT_EXPECT_EQ(test, to_device(d, 8).moved, 8UL);
+	KUNIT_EXPECT_EQ(test, in_use(d), 8);
+	KUNIT_EXPECT_EQ(test, get_user(word, (unsigned long __user *)d->buf), 0);
+	KUNIT_EXPECT_EQ(test, word, 0UL);
+}
+
+static void full_pool_leaves_the_rest_in_ram(struct kunit *test)
+{
+	struct driver *d = test->priv;
+	struct hmm_devmem_result r;
+
+	write_pages(d, NPAGES);
+	r = to_device(d, NPAGES);
+	KUNIT_EXPECT_EQ(test, r.moved, CHUNK_PAGES);
+	KUNIT_EXPECT_EQ(test, r.no_memory, NPAGES - CHUNK_PAGES);
+	KUNIT_EXPECT_EQ(test, d->chunks, 1);
+
+	hmm_devmem_set_limit(d->devmem, 2 * CHUNK_SIZE);
+	r = to_device(d, NPAGES);
+	KUNIT_EXPECT_EQ(test, r.moved, NPAGES - CHUNK_PAGES);
+	KUNIT_EXPECT_EQ(test, d->chunks, 2);
+	KUNIT_EXPECT_EQ(test, read_pages(d, NPAGES), NPAGES);
+	KUNIT_EXPECT_EQ(test, in_use(d), 0);
+}
+
+static void failed_copy_leaves_pages_in_ram(struct kunit *test)
+{
+	struct driver *d = test->priv;
+	struct hmm_devmem_result r;
+
+	write_pages(d, 10);
+	d->copy_err = -EIO;
+	r = to_device(d, 10);
+	KUNIT_EXPECT_EQ(test, r.moved, 0UL);
+	KUNIT_EXPECT_EQ(test, r.not_copied, 10UL);
+	d->copy_err = 0;
+
+	d->wait_err = -EIO;
+	r = to_device(d, 10);
+	KUNIT_EXPECT_EQ(test, r.not_copied, 10UL);
+	d->wait_err = 0;
+
+	d->fail_one = 3;
+	r = to_device(d, 10);
+	KUNIT_EXPECT_EQ(test, r.moved, 9UL);
+	KUNIT_EXPECT_EQ(test, r.not_copied, 1UL);
+	KUNIT_EXPECT_EQ(test, in_use(d), 9);
+	d->fail_one = -1;
+	KUNIT_EXPECT_EQ(test, read_pages(d, 10), 10UL);
+	KUNIT_EXPECT_EQ(test, in_use(d), 0);
+}
+
+static void failed_copy_leaves_pages_on_device(struct kunit *test)
+{
+	struct driver *d = test->priv;
+	struct hmm_devmem_result r = { };
+
+	write_pages(d, 10);
+	to_device(d, 10);
+	d->copy_err = -EIO;
+	/* SIGBUS, for the kernel -EFAULT; and no endless fault. */
+	KUNIT_EXPECT_EQ(test, read_pages(d, 1), 0UL);
+	KUNIT_EXPECT_EQ(test, to_ram(d, 10).not_copied, 10UL);
+	KUNIT_EXPECT_EQ(test, hmm_devmem_evict(d->devmem, 0, &r), -EBUSY);
+	KUNIT_EXPECT_EQ(test, r.not_copied, 10UL);
+	KUNIT_EXPECT_EQ(test, hmm_devmem_shrink(d->devmem, 0), -EBUSY);
+	KUNIT_EXPECT_EQ(test, in_use(d), 10);
+
+	d->copy_err = 0;
+	KUNIT_EXPECT_EQ(test, read_pages(d, 10), 10UL);
+	KUNIT_EXPECT_EQ(test, in_use(d), 0);
+}
+
+static void page_that_cannot_be_had_is_free_again(struct kunit *test)
+{
+	struct driver *d = test->priv;
+	struct hmm_devmem_result r;
+
+	write_pages(d, CHUNK_PAGES);
+	d->init_left = 5;
+	r = to_device(d, 20);
+	KUNIT_EXPECT_EQ(test, r.moved, 5UL);
+	KUNIT_EXPECT_EQ(test, r.no_memory, 15UL);
+	d->init_left = -1;
+	r = to_device(d, CHUNK_PAGES);
+	KUNIT_EXPECT_EQ(test, r.moved, CHUNK_PAGES - 5);
+	KUNIT_EXPECT_EQ(test, read_pages(d, CHUNK_PAGES), CHUNK_PAGES);
+}
+
+/* Whatever the order in which pages return, they join to what they were. */
+static void blocks_join_again(struct kunit *test)
+{
+	struct driver *d = test->priv;
+	struct hmm_devmem_chunk *chunk;
+	struct hmm_devmem_result r = { };
+	unsigned long i;
+
+	write_pages(d, CHUNK_PAGES);
+	to_device(d, CHUNK_PAGES);
+	for (i = 0; i < CHUNK_PAGES; i++) {
+		unsigned long word, at = i * 77 % CHUNK_PAGES;
+
+		KUNIT_ASSERT_EQ(test, get_user(word, (unsigned long __user *)addr_of(d, at)), 0);
+	}
+	KUNIT_EXPECT_EQ(test, hmm_devmem_evict(d->devmem, 0, &r), 0);
+	KUNIT_EXPECT_EQ(test, r.moved, 0UL);
+	chunk = list_first_entry(&d->devmem->chunks, struct hmm_devmem_chunk, node);
+	KUNIT_EXPECT_EQ(test, chunk->nr_free, CHUNK_PAGES);
+	KUNIT_EXPECT_EQ(test, chunk->order_of[0], HMM_DEVMEM_ORDERS - 1);
+	for (i = 0; i < HMM_DEVMEM_ORDERS - 1; i++)
+		KUNIT_EXPECT_NULL(test, chunk->free[i]);
+}
+
+static void eviction_says_what_it_could_not_move(struct kunit *test)
+{
+	struct driver *d = test->priv;
+	struct hmm_devmem_chunk *chunk;
+	struct hmm_devmem_result r = { };
+	struct page *page;
+
+	write_pages(d, 10);
+	to_device(d, 10);
+	chunk = list_first_entry(&d->devmem->chunks, struct hmm_devmem_chunk, node);
+	page = pfn_to_page(PHYS_PFN(chunk->pgmap.range.start));
+	while (!page_count(page))
+		page++;
+	get_page(page);
+	KUNIT_EXPECT_EQ(test, hmm_devmem_evict(d->devmem, 0, &r), -EBUSY);
+	KUNIT_EXPECT_EQ(test, r.moved, 9UL);
+	KUNIT_EXPECT_EQ(test, r.stayed[MIGRATE_STAY_PINNED], 1UL);
+	put_page(page);
+
+	memset(&r, 0, sizeof(r));
+	KUNIT_EXPECT_EQ(test, hmm_devmem_evict(d->devmem, 0, &r), 0);
+	KUNIT_EXPECT_EQ(test, r.moved, 1UL);
+	KUNIT_EXPECT_EQ(test, in_use(d), 0);
+	KUNIT_EXPECT_EQ(test, read_pages(d, 10), 10UL);
+}
+
+static void shrunk_pool_grows_again(struct kunit *test)
+{
+	struct driver *d = test->priv;
+
+	write_pages(d, 10);
+	to_device(d, 10);
+	KUNIT_EXPECT_EQ(test, hmm_devmem_shrink(d->devmem, HZ), 0);
+	KUNIT_EXPECT_EQ(test, d->chunks, 0);
+	KUNIT_EXPECT_EQ(test, in_use(d), 0);
+	KUNIT_EXPECT_EQ(test, to_device(d, 10).moved, 10UL);
+	KUNIT_EXPECT_EQ(test, d->chunks, 1);
+	KUNIT_EXPECT_EQ(test, read_pages(d, 10), 10UL);
+}
+
+static void unbound_device_gives_all_back(struct kunit *test)
+{
+	struct driver *d = test->priv;
+
+	write_pages(d, 50);
+	to_device(d, 50);
+	kunit_device_unregister(test, d->dev);
+	KUNIT_EXPECT_EQ(test, d->chunks, 0);
+	KUNIT_EXPECT_EQ(test, in_use(d), 0);
+	KUNIT_EXPECT_EQ(test, read_pages(d, 50), 50UL);
+}
+
+static void removed_pool_gives_all_back(struct kunit *test)
+{
+	struct driver *d = test->priv;
+
+	write_pages(d, 50);
+	to_device(d, 50);
+	hmm_devmem_remove(d->devmem);
+	KUNIT_EXPECT_EQ(test, d->chunks, 0);
+	KUNIT_EXPECT_EQ(test, read_pages(d, 50), 50UL);
+}
+
+static struct kunit_case hmm_devmem_cases[] = {
+	KUNIT_CASE(add_refuses),
+	KUNIT_CASE(migrate_refuses),
+	KUNIT_CASE(pages_go_and_come_back),
+	KUNIT_CASE(holes_become_zeroes),
+	KUNIT_CASE(full_pool_leaves_the_rest_in_ram),
+	KUNIT_CASE(failed_copy_leaves_pages_in_ram),
+	KUNIT_CASE(failed_copy_leaves_pages_on_device),
+	KUNIT_CASE(page_that_cannot_be_had_is_free_again),
+	KUNIT_CASE(blocks_join_again),
+	KUNIT_CASE(eviction_says_what_it_could_not_move),
+	KUNIT_CASE(shrunk_pool_grows_again),
+	KUNIT_CASE(unbound_device_gives_all_back),
+	KUNIT_CASE(removed_pool_gives_all_back),
+	{}
+};
+
+static struct kunit_suite hmm_devmem_suite = {
+	.name = "hmm_devmem",
+	.init = pool_init,
+	.test_cases = hmm_devmem_cases,
+};
+
+kunit_test_suite(hmm_devmem_suite);
+
+MODULE_DESCRIPTION("KUnit tests of the pool of device memory");
+MODULE_LICENSE("GPL");
