@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-VERBS := run test shell kunit selftest debug check build where stock relock clean
+VERBS := run test shell kunit selftest debug check consumers exports docs build where stock relock clean
 
 .PHONY: help $(VERBS)
 
@@ -23,6 +23,9 @@ kunit: ## the KUnit suites alone
 selftest: ## our selftests alone
 debug: ## all tests on a kernel with lockdep, KASAN and other checks
 check: ## the base lock, style and static checks
+consumers: ## build all users in the tree of what we export; no new warning
+exports: ## what we export, for whom, and who uses it
+docs: ## the guide for driver authors, as HTML; its path is printed
 build: ## kernel, modules, test programs and initramfs
 where: ## source=, build=, image=, modules= of what is built
 stock: ## build the untouched base with the same configuration

@@ -88,6 +88,19 @@ kernel_files() {
 	done
 }
 
+core_objects() { kernel_files | sed -n 's,^\(mm/[a-z_]*\)\.c$,\1.o,p'; }
+
+# Exports for modules of any licence: the inline put_page() reaches them.
+OPEN_EXPORTS=(devmap_managed_key __put_devmap_managed_folio_refs)
+
+our_exports() {		# by the objects in OUT
+	local o
+
+	core_objects | while read -r o; do
+		[[ ! -e $OUT/$o ]] || nm "$OUT/$o"
+	done | sed -n 's/.* __export_symbol_//p' | sort
+}
+
 # Patches in the order of the series file.
 series() {
 	local p
@@ -113,6 +126,9 @@ lock_dir() {
 
 unlock_dir() { exec 9>&-; }
 
+# What makes it another machine's kernel: arguments for make.
+CROSS=()
+
 # make in the kernel tree, with the compiler cache and nothing of ours around
 kmake() {
 	env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL -u KSRC -u ARCH -u O \
@@ -120,7 +136,7 @@ kmake() {
 		CCACHE_NOHASHDIR=1 CCACHE_MAXSIZE="${CCACHE_MAXSIZE:-5G}" \
 		KBUILD_BUILD_TIMESTAMP="@${SOURCE_DATE_EPOCH:-0}" \
 		KBUILD_BUILD_USER=hmm KBUILD_BUILD_HOST=hmm \
-		make -C "$TREE" O="$OUT" CC="ccache gcc" HOSTCC="ccache gcc" "$@"
+		make -C "$TREE" O="$OUT" CC="ccache gcc" HOSTCC="ccache gcc" "${CROSS[@]}" "$@"
 }
 
 # A command in a process group of its own, which a signal to us ends as a whole:
@@ -140,3 +156,64 @@ contained() {
 }
 
 progress() { "$REPO/scripts/progress.py" "$@"; }
+
+# ---- a configuration from fragments, and a build with a display ----
+
+fragments=()
+
+our_symbols() {		# Kconfig symbols that only our tree knows
+	{
+		kernel_files | grep '/Kconfig' | (cd "$REPO" && xargs -r cat)
+		series | while read -r p; do sed -n 's/^+//p' "$REPO/patches/$p"; done
+	} | sed -n 's/^config \(.*\)/CONFIG_\1/p'
+}
+
+# Every line of the fragments must hold: a symbol that was dropped in silence
+# is a test that does not run.
+verify_config() {
+	local lost ours
+
+	lost=$(grep -hE '^CONFIG_[A-Z0-9_]+=' "$OUT/fragment" | sort -u |
+		grep -v '=n$' | comm -23 - <(sort -u "$OUT/.config")) || true
+	if [[ $FLAVOUR == stock && -n $lost ]]; then
+		ours=$(our_symbols)
+		lost=$(grep -vE "^($(paste -sd'|' <<<"$ours"))=" <<<"$lost") || true
+	fi
+	[[ -z $lost ]] || die "the configuration lost:"$'\n'"$lost"
+}
+
+# The last value of a symbol in the fragments is the one that counts.
+merge_fragments() {
+	awk '{ key = "" }
+	     match($0, /CONFIG_[A-Za-z0-9_]+/) && /^(# )?CONFIG_/ {
+		key = substr($0, RSTART, RLENGTH); line[key] = $0
+		if (!(key in seen)) { seen[key]; order[++n] = key } }
+	     END { for (i = 1; i <= n; i++) print line[order[i]] }' "${fragments[@]}"
+}
+
+configure() {
+	local stamp
+
+	mkdir -p "$OUT"
+	merge_fragments > "$OUT/fragment"
+	stamp=$({ cat "$OUT/fragment"; gcc --version; echo "$TREE"
+		  find "$TREE/mm" "$TREE/lib" "$TREE/drivers/gpu/drm" -name 'Kconfig*' |
+			sort | xargs cat; } | sha256sum)
+	[[ ! -e $OUT/.config || $(cat "$OUT/config.id" 2>/dev/null) != "$stamp" ]] ||
+		return 0
+	step "configuring ($FLAVOUR)"
+	kmake -s KCONFIG_ALLCONFIG="$OUT/fragment" allnoconfig
+	verify_config
+	echo "$stamp" > "$OUT/config.id"
+}
+
+# kbuild, with a count instead of its lines; warnings and errors are shown
+kbuild() {		# label, make arguments
+	local label=$1 total=$2
+
+	shift 2
+	kmake -j"$(nproc)" "$@" 2>&1 |
+		progress "$label" --total "$total" --log "$OUT/make.log" \
+			--match '^  (CC|AS|LD|AR|HOSTCC|HOSTLD|OBJCOPY|GEN)\b.* ' \
+			--drop '^(make(\[[0-9]+\])?: (Enter|Leav|Nothing|Target|.* is up to date|\*\*\* (\[|Waiting))|  [A-Z0-9_-]+ |$|Kernel: )'
+}

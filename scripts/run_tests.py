@@ -99,7 +99,10 @@ def make_plans(args):
     if "peer" in wanted:
         plans.append(driver_plan("peer", "dmirror load", ["hmm-tests"]))
         if args.kernel != "stock":
-            plans.append(driver_plan("peer-driver", "dmirror load peer", ["hmm-tests"]))
+            plan = driver_plan("peer-driver", "dmirror load peer", ["hmm-tests"])
+            # Last, because the kernel is tainted by it, and ends lock debugging.
+            plan.steps.append(("licence-insmod", "tap", "licence_insmod"))
+            plans.append(plan)
     if "kunit" in wanted:
         plans.append(Plan("kunit", suites=suites_in(args.tree)))
     return plans
