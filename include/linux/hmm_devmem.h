@@ -69,11 +69,10 @@ struct hmm_devmem_chunk {
 	struct hmm_devmem	*devmem;
 	void			*data;
 
-	/* set once */
+	/* private: set once */
 	struct resource		*res;
 	unsigned long		nr_pages;
-	/* any context, no lock */
-	struct llist_head	returned;
+	struct llist_head	returned;	/* any context, no lock */
 	/* under devmem->lock */
 	struct list_head	node;
 	struct list_head	avail;
@@ -123,15 +122,15 @@ struct hmm_devmem {
 	struct device			*device;
 	enum memory_type		type;
 
+	/* private: */
 	struct range			range;		/* of coherent memory */
 	unsigned long			chunk_size;	/* bytes */
 	unsigned long			max_size;	/* bytes */
-	struct mutex			grow_lock;
-	struct mutex			shrink_lock;
+	struct mutex			grow_lock;	/* addition of chunks */
+	struct mutex			shrink_lock;	/* eviction, removal */
 	struct hmm_devmem_scratch	*scratch;	/* shrink_lock */
 	bool				going;		/* grow_lock; read without */
-	spinlock_t			lock;
-	/* under lock */
+	spinlock_t			lock;		/* what follows, and blocks */
 	struct list_head		chunks;
 	struct list_head		avail;
 	unsigned long			size;		/* bytes */

@@ -18,7 +18,7 @@ struct device;
 struct resource;
 
 /* dev_pagemap.flags: altmap is filled in */
-#define PGMAP_ALTMAP_VALID	(1 << 0)
+#define PGMAP_ALTMAP_VALID	BIT(0)
 
 /**
  * enum memory_type - what the CPU may do with the pages of a page map
