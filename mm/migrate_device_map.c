@@ -420,7 +420,7 @@ static vm_fault_t wait_for_other_fault(struct vm_fault *vmf, swp_entry_t entry)
  *
  *   first thread                         others
  *   take the page-table lock             take the page-table lock
- *   lock and reference the folio         let go of mmap_lock
+ *   folio: its lock, a reference         let go of mmap_lock
  *   page-table unlock                    queue up for the folio lock
  *   migrate_to_ram(): entry replaced     page-table unlock, sleep
  *   unlock and release the folio         wake up, fault again, find RAM

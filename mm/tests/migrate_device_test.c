@@ -28,16 +28,18 @@
  * @faults: how often migrate_to_ram was called
  */
 struct mock {
+	unsigned long buf;
+	unsigned long next_free;
+	atomic_t freed;
+	int faults;
+
+	/* private: */
 	struct kunit *test;
 	struct resource *res;
 	struct dev_pagemap pgmap;
-	unsigned long buf;
-	unsigned long next_free;
 	unsigned long src[NPAGES];
 	unsigned long dst[NPAGES];
 	struct migrate_vma args;
-	atomic_t freed;
-	int faults;
 };
 
 static struct mock *page_mock(struct page *page)
