@@ -224,7 +224,7 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	if (!dm_is_coherent(shows[shown - 1].unit))
-		printf("\nNo coherent device: load test_hmm with spm_addr_dev0= and spm_addr_dev1=\n");
+		printf("\nNo coherent device: test_hmm has no spm_addr_dev0= and spm_addr_dev1=\n");
 	printf("\n%s: %ld pages checked, %ld wrong.\n",
 	       total_wrong ? "FAILED" : "All right", total_pages, total_wrong);
 	return total_wrong ? 1 : 0;
