@@ -180,7 +180,7 @@ int hmm_devmem_shrink(struct hmm_devmem *devmem, unsigned long timeout);
 static inline struct hmm_devmem_chunk *
 hmm_devmem_page_chunk(const struct page *page)
 {
-	return container_of(page->pgmap, struct hmm_devmem_chunk, pgmap);
+	return container_of(page_pgmap(page), struct hmm_devmem_chunk, pgmap);
 }
 
 /**
@@ -191,7 +191,7 @@ hmm_devmem_page_chunk(const struct page *page)
  */
 static inline unsigned long hmm_devmem_page_offset(const struct page *page)
 {
-	return PFN_PHYS(page_to_pfn(page)) - page->pgmap->range.start;
+	return PFN_PHYS(page_to_pfn(page)) - page_pgmap(page)->range.start;
 }
 
 /**
@@ -204,7 +204,7 @@ static inline unsigned long hmm_devmem_page_offset(const struct page *page)
 static inline bool hmm_devmem_has_page(const struct hmm_devmem *devmem,
 				       const struct page *page)
 {
-	return is_zone_device_page(page) && page->pgmap->owner == devmem;
+	return is_zone_device_page(page) && page_pgmap(page)->owner == devmem;
 }
 
 #endif /* _LINUX_HMM_DEVMEM_H */
