@@ -70,7 +70,7 @@
 #define DMIRROR_BATCH		512
 
 /* Pages in one ioctl: 4 GiB. WRITE copies all of it into the kernel first. */
-#define DMIRROR_MAX_PAGES	(1UL << 20)
+#define DMIRROR_MAX_PAGES	BIT(20)
 
 /* How long RELEASE and the last close try to get pages back. */
 #define DMIRROR_EVICT_TIME	(10 * HZ)
@@ -117,7 +117,7 @@ struct dmirror_device {
 struct dmirror {
 	struct dmirror_device		*device;
 	struct mmu_interval_notifier	notifier;
-	struct mutex			lock;
+	struct mutex			lock;	/* guards pt */
 	struct xarray			pt;	/* pfn of the mm -> page | DPTE_* */
 };
 

@@ -580,6 +580,17 @@ static struct hmm_devmem_chunk *chunk_alloc(struct hmm_devmem *devmem)
 	return chunk;
 }
 
+/* From here on its pages are given out: nothing may fail any more. */
+static void publish_chunk(struct hmm_devmem_chunk *chunk)
+{
+	struct hmm_devmem *devmem = chunk->devmem;
+
+	guard(spinlock_irqsave)(&devmem->lock);
+	list_add_tail(&chunk->node, &devmem->chunks);
+	list_add_tail(&chunk->avail, &devmem->avail);
+	devmem->size += chunk->nr_pages << PAGE_SHIFT;
+}
+
 static int add_chunk(struct hmm_devmem *devmem)
 {
 	const struct hmm_devmem_ops *ops = devmem->ops;
@@ -598,10 +609,7 @@ static int add_chunk(struct hmm_devmem *devmem)
 	if (err)
 		goto err_remove;
 
-	guard(spinlock_irqsave)(&devmem->lock);
-	list_add_tail(&chunk->node, &devmem->chunks);
-	list_add_tail(&chunk->avail, &devmem->avail);
-	devmem->size += chunk->nr_pages << PAGE_SHIFT;
+	publish_chunk(chunk);
 	return 0;
 
 err_remove:

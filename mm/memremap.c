@@ -13,8 +13,9 @@
  *	that time; memunmap_pages() drops these.
  * given out
  *	Pages of private and coherent memory have a count of zero until the
- *	driver gives them out with zone_device_page_init(); only then do they
- *	hold a reference of the page map, until page_free.
+ *	driver gives them out with zone_device_folio_init(), alone or as a large
+ *	folio; only then do they hold a reference of the page map each, until
+ *	folio_free.
  *
  * Life of a page map
  *
@@ -63,7 +64,7 @@ static struct maple_tree pgmaps = MTREE_INIT(pgmaps, MT_FLAGS_USE_RCU);
 static const struct pgmap_rules {
 	bool offered;		/* by this kernel */
 	bool needs_owner;
-	bool needs_page_free;
+	bool needs_free;
 	bool needs_to_ram;
 	bool addressable;	/* by the CPU: in the linear map */
 	bool given_out;		/* pages count from use, not from birth */
@@ -71,14 +72,14 @@ static const struct pgmap_rules {
 	[MEMORY_DEVICE_PRIVATE] = {
 		.offered = IS_ENABLED(CONFIG_DEVICE_PRIVATE),
 		.needs_owner = true,
-		.needs_page_free = true,
+		.needs_free = true,
 		.needs_to_ram = true,
 		.given_out = true,
 	},
 	[MEMORY_DEVICE_COHERENT] = {
 		.offered = true,
 		.needs_owner = true,
-		.needs_page_free = true,
+		.needs_free = true,
 		.addressable = true,
 		.given_out = true,
 	},
@@ -245,7 +246,7 @@ static int check_type(const struct dev_pagemap *pgmap)
 		return -EINVAL;
 	if (rules->needs_owner && !pgmap->owner)
 		return -EINVAL;
-	if (rules->needs_page_free && !(ops && ops->page_free))
+	if (rules->needs_free && !(ops && (ops->folio_free || ops->page_free)))
 		return -EINVAL;
 	if (rules->needs_to_ram && !(ops && ops->migrate_to_ram))
 		return -EINVAL;
@@ -798,50 +799,107 @@ bool pfn_in_pgmap(unsigned long pfn)
 
 /* --- A page's life ------------------------------------------------------- */
 
+/* Flags that are not about what a process did with the folio. */
+#define DEVICE_FOLIO_FLAGS	(BIT(PG_locked) | BIT(PG_head) | BIT(PG_reserved))
+
+/*
+ * What a page was before does not matter: head, tail or alone, in a folio of
+ * whatever order. Of the flags those stay that say where it is.
+ */
+static void make_blank(struct page *page, struct dev_pagemap *pgmap)
+{
+	const unsigned long gone = PAGE_FLAGS_CHECK_AT_PREP & ~BIT(PG_reserved);
+
+	/* Atomic: memory_failure() marks pages that nobody uses, too. */
+	if (page->flags & gone)
+		set_mask_bits(&page->flags, gone, 0);
+	page->pgmap = pgmap;
+	page->mapping = NULL;
+	set_page_private(page, 0);
+}
+
+static void make_compound(struct page *head, struct dev_pagemap *pgmap,
+			  unsigned int order)
+{
+	unsigned long i;
+
+	make_blank(head, pgmap);
+	for (i = 1; i < 1UL << order; i++) {
+		make_blank(head + i, pgmap);
+		prep_compound_tail(head, i);
+	}
+	__SetPageHead(head);
+	prep_compound_head(head, order);
+}
+
+/**
+ * zone_device_folio_init() - give out free pages as a folio
+ * @folio: its first page, of private or coherent memory; aligned to the order
+ * @pgmap: the page map that it is in
+ * @order: how many: 2^@order pages, none of which anybody uses
+ *
+ * The folio is locked and has one reference, which is the caller's. When the
+ * last one is dropped, folio_free is called. The driver's data on it is what was
+ * there before.
+ *
+ * Context: Any.
+ */
+void zone_device_folio_init(struct folio *folio, struct dev_pagemap *pgmap,
+			    unsigned int order)
+{
+	struct page *page = &folio->page;
+	unsigned long nr = 1UL << order;
+
+	if (order)
+		make_compound(page, pgmap, order);
+	else if (unlikely(PageCompound(page)))
+		make_blank(page, pgmap);
+
+	/*
+	 * A driver that gives out pages after memunmap_pages() began is wrong.
+	 * They take their references all the same, as freeing drops them.
+	 */
+	if (WARN_ON_ONCE(!percpu_ref_tryget_live(&pgmap->ref)))
+		percpu_ref_get(&pgmap->ref);
+	if (order)
+		percpu_ref_get_many(&pgmap->ref, nr - 1);
+	/*
+	 * Locked first: eviction, which goes by pfn, takes whatever has a count.
+	 * Who has the lock of a page that nobody uses forgot to unlock it.
+	 */
+	WARN_ON_ONCE(!folio_trylock(folio));
+	folio_set_count(folio, 1);
+}
+EXPORT_SYMBOL_GPL(zone_device_folio_init);
+
 /**
  * zone_device_page_init() - give out a free page
  * @page: page of private or coherent memory that nobody uses
  *
- * The page is locked and has one reference, which is the caller's. When the
- * last one is dropped, page_free is called.
+ * As zone_device_folio_init() of order 0.
  *
  * Context: Any.
  */
 void zone_device_page_init(struct page *page)
 {
-	struct percpu_ref *ref = &page->pgmap->ref;
-
-	/*
-	 * A driver that gives out pages after memunmap_pages() began is wrong.
-	 * The page takes its reference all the same, as freeing it drops one.
-	 */
-	if (WARN_ON_ONCE(!percpu_ref_tryget_live(ref)))
-		percpu_ref_get(ref);
-	/*
-	 * Locked first: eviction, which goes by pfn, takes whatever has a count.
-	 * Who has the lock of a page that nobody uses forgot to unlock it.
-	 */
-	WARN_ON_ONCE(!trylock_page(page));
-	set_page_count(page, 1);
+	zone_device_folio_init((struct folio *)page, page_pgmap(page), 0);
 }
 EXPORT_SYMBOL_GPL(zone_device_page_init);
 
-/* Flags that are not about what a process did with the folio. */
-#define DEVICE_FOLIO_FLAGS	(BIT(PG_locked) | BIT(PG_head) | BIT(PG_reserved))
-
 /*
  * What the process left on the folio goes, so that the next one finds it blank.
- * mapping may still say that it is anonymous; what it points to is gone.
+ * mapping may still say that it is anonymous; what it points to is gone. Tails
+ * are cleaned when they are given out.
  */
 static void scrub_folio(struct folio *folio)
 {
 	const unsigned long gone = PAGE_FLAGS_CHECK_AT_PREP & ~DEVICE_FOLIO_FLAGS;
-	long i;
 
 	mem_cgroup_uncharge(folio);
-	if (folio_test_anon(folio))
-		for (i = 0; i < folio_nr_pages(folio); i++)
-			__ClearPageAnonExclusive(folio_page(folio, i));
+	if (folio_test_anon(folio)) {
+		__ClearPageAnonExclusive(&folio->page);
+		mod_mthp_stat(folio_order(folio), MTHP_STAT_NR_ANON, -1);
+	}
 	folio->mapping = NULL;
 
 	/* munlock() does not find a folio that the CPU cannot address. */
@@ -855,22 +913,27 @@ static void scrub_folio(struct folio *folio)
 /*
  * free_zone_device_folio() - the last reference of a device folio is gone
  *
- * The reference of the page map is dropped last: until then the struct page
- * stays, even if page_free makes the driver's teardown go on. A page that is
+ * The references of the page map are dropped last: until then the struct pages
+ * stay, even if folio_free makes the driver's teardown go on. A page that is
  * born with a reference has it back before the driver may give it out again.
  */
 void free_zone_device_folio(struct folio *folio)
 {
 	struct dev_pagemap *pgmap = folio->page.pgmap;
 	bool given_out = rules_of(pgmap)->given_out;
+	unsigned long nr = folio_nr_pages(folio);
 
-	if (WARN_ON_ONCE(!pgmap->ops || !pgmap->ops->page_free))
+	if (WARN_ON_ONCE(!pgmap->ops || !(pgmap->ops->folio_free ||
+					  pgmap->ops->page_free)))
 		return;
 
 	scrub_folio(folio);
 	if (!given_out)
 		folio_set_count(folio, 1);
-	pgmap->ops->page_free(&folio->page);
+	if (pgmap->ops->folio_free)
+		pgmap->ops->folio_free(folio);
+	else
+		pgmap->ops->page_free(&folio->page);
 	if (given_out)
-		put_dev_pagemap(pgmap);
+		percpu_ref_put_many(&pgmap->ref, nr);
 }

@@ -31,8 +31,8 @@
  * MIGRATE_PFN_SHARED: page tables besides the one that collect walked hold
  *	migration entries of this page: finding them takes the rmap.
  */
-#define MIGRATE_PFN_MOVED	(1UL << 2)
-#define MIGRATE_PFN_SHARED	(1UL << 5)
+#define MIGRATE_PFN_MOVED	BIT(2)
+#define MIGRATE_PFN_SHARED	BIT(5)
 
 static_assert(!((MIGRATE_PFN_MOVED | MIGRATE_PFN_SHARED) &
 		(MIGRATE_PFN_VALID | MIGRATE_PFN_MIGRATE | MIGRATE_PFN_WRITE)));

@@ -20,12 +20,12 @@
 #include <linux/mmu_notifier.h>
 #include <linux/oom.h>
 #include <linux/pagemap.h>
+#include <linux/pgalloc.h>
 #include <linux/rmap.h>
 #include <linux/sched.h>
 #include <linux/swap.h>
 #include <linux/swapops.h>
 #include <linux/userfaultfd_k.h>
-#include <asm/pgalloc.h>
 #include <asm/tlbflush.h>
 
 #include "internal.h"
@@ -419,8 +419,8 @@ static vm_fault_t wait_for_other_fault(struct vm_fault *vmf, swp_entry_t entry)
  * it would look like a pin and make the migration fail.
  *
  *   first thread                         others
- *   page-table lock                      page-table lock
- *   lock and reference the folio         let go of mmap_lock
+ *   take the page-table lock             take the page-table lock
+ *   folio: its lock, a reference         let go of mmap_lock
  *   page-table unlock                    queue up for the folio lock
  *   migrate_to_ram(): entry replaced     page-table unlock, sleep
  *   unlock and release the folio         wake up, fault again, find RAM

@@ -36,6 +36,7 @@ class Plan:
     """What one machine is to do."""
     def __init__(self, name, steps=(), suites=None, numa=False):
         self.name, self.steps, self.suites, self.numa = name, list(steps), suites, numa
+        self.owners = False     # keep who allocated each page: slow, debug kernel only
 
 
 def driver_plan(name, load, programs, modes=THP_MODES):
@@ -98,6 +99,7 @@ def make_plans(args):
         plans[0].steps.insert(-1, ("demo", "plain", "hmm_demo"))
     if "peer" in wanted:
         plans.append(driver_plan("peer", "dmirror load", ["hmm-tests"]))
+        plans[-1].owners = True
         if args.kernel != "stock":
             plan = driver_plan("peer-driver", "dmirror load peer", ["hmm-tests"])
             # Last, because the kernel is tainted by it, and ends lock debugging.
@@ -114,8 +116,9 @@ class Run:
         self.plan, self.args = plan, args
         self.logs = os.path.join(args.logs, plan.name)
         args.numa = plan.numa
+        owners = ["page_owner=on"] if plan.owners else []
         kunit = "kunit.enable=1" if plan.suites is not None else "kunit.enable=0"
-        self.vm = vm.Machine(args, self.logs, cmdline=[kunit, *args.more],
+        self.vm = vm.Machine(args, self.logs, cmdline=[kunit, *args.more, *owners],
                              steps=[(n, c) for n, _, c in plan.steps])
         self.now, self.times, self.seen = "boot", {}, 0
         self.mark = self.vm.began
@@ -195,7 +198,8 @@ def main():
 
     slow = 6 if args.kernel == "debug" else 1
     args.limit, args.silence = 900 * slow, 180 * slow
-    args.more = ["page_owner=on"] if args.kernel == "debug" else []
+    # The emulator on a busy host is too slow for the usual soft lockup limit.
+    args.more = ["watchdog_thresh=30"] if args.kernel == "debug" else []
 
     plans = make_plans(args)
     hosted = HOST_STEPS if "host" in (args.groups or GROUPS) else ()

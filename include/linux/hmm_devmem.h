@@ -69,11 +69,10 @@ struct hmm_devmem_chunk {
 	struct hmm_devmem	*devmem;
 	void			*data;
 
-	/* set once */
+	/* private: set once */
 	struct resource		*res;
 	unsigned long		nr_pages;
-	/* any context, no lock */
-	struct llist_head	returned;
+	struct llist_head	returned;	/* any context, no lock */
 	/* under devmem->lock */
 	struct list_head	node;
 	struct list_head	avail;
@@ -123,15 +122,15 @@ struct hmm_devmem {
 	struct device			*device;
 	enum memory_type		type;
 
+	/* private: */
 	struct range			range;		/* of coherent memory */
 	unsigned long			chunk_size;	/* bytes */
 	unsigned long			max_size;	/* bytes */
-	struct mutex			grow_lock;
-	struct mutex			shrink_lock;
+	struct mutex			grow_lock;	/* addition of chunks */
+	struct mutex			shrink_lock;	/* eviction, removal */
 	struct hmm_devmem_scratch	*scratch;	/* shrink_lock */
 	bool				going;		/* grow_lock; read without */
-	spinlock_t			lock;
-	/* under lock */
+	spinlock_t			lock;		/* what follows, and blocks */
 	struct list_head		chunks;
 	struct list_head		avail;
 	unsigned long			size;		/* bytes */
@@ -181,7 +180,7 @@ int hmm_devmem_shrink(struct hmm_devmem *devmem, unsigned long timeout);
 static inline struct hmm_devmem_chunk *
 hmm_devmem_page_chunk(const struct page *page)
 {
-	return container_of(page->pgmap, struct hmm_devmem_chunk, pgmap);
+	return container_of(page_pgmap(page), struct hmm_devmem_chunk, pgmap);
 }
 
 /**
@@ -192,7 +191,7 @@ hmm_devmem_page_chunk(const struct page *page)
  */
 static inline unsigned long hmm_devmem_page_offset(const struct page *page)
 {
-	return PFN_PHYS(page_to_pfn(page)) - page->pgmap->range.start;
+	return PFN_PHYS(page_to_pfn(page)) - page_pgmap(page)->range.start;
 }
 
 /**
@@ -205,7 +204,7 @@ static inline unsigned long hmm_devmem_page_offset(const struct page *page)
 static inline bool hmm_devmem_has_page(const struct hmm_devmem *devmem,
 				       const struct page *page)
 {
-	return is_zone_device_page(page) && page->pgmap->owner == devmem;
+	return is_zone_device_page(page) && page_pgmap(page)->owner == devmem;
 }
 
 #endif /* _LINUX_HMM_DEVMEM_H */

@@ -18,7 +18,7 @@ struct device;
 struct resource;
 
 /* dev_pagemap.flags: altmap is filled in */
-#define PGMAP_ALTMAP_VALID	(1 << 0)
+#define PGMAP_ALTMAP_VALID	BIT(0)
 
 /**
  * enum memory_type - what the CPU may do with the pages of a page map
@@ -67,9 +67,14 @@ struct vmem_altmap {
 
 /**
  * struct dev_pagemap_ops - what the driver does for its pages
- * @page_free: The last reference of a page is gone; called once. In any context
- *	that folio_put() may run in, thus it does not sleep. The page may be
- *	given out again from within. Required for private and coherent memory.
+ * @folio_free: The last reference of a folio is gone; called once. In any context
+ *	that folio_put() may run in, thus it does not sleep. Its memory may be
+ *	given out again from within, in any order.
+ * @page_free: The same for drivers that give out single pages only. One of the
+ *	two is required for private and coherent memory.
+ * @folio_split: A large folio is being split: called for each folio @tail that
+ *	comes into being behind @head, then once with NULL, when @head itself has
+ *	shrunk. None is in use by anybody else. Does not sleep. Optional.
  * @migrate_to_ram: The CPU touched a private page: move it to RAM. The page is
  *	vmf->page, locked and referenced; pass it as
  *	&struct migrate_vma.fault_page. Returns 0, or a VM_FAULT code.
@@ -81,7 +86,9 @@ struct dev_pagemap_ops {
 	int (*memory_failure)(struct dev_pagemap *pgmap, unsigned long first_pfn,
 			      unsigned long nr_pages, int mf_flags);
 	vm_fault_t (*migrate_to_ram)(struct vm_fault *vmf);
+	void (*folio_free)(struct folio *folio);
 	void (*page_free)(struct page *page);
+	void (*folio_split)(struct folio *head, struct folio *tail);
 };
 
 /**
@@ -140,6 +147,8 @@ bool pgmap_pfn_valid(struct dev_pagemap *pgmap, unsigned long pfn);
 bool pfn_in_pgmap(unsigned long pfn);
 struct dev_pagemap *get_dev_pagemap(unsigned long pfn,
 				    struct dev_pagemap *pgmap);
+void zone_device_folio_init(struct folio *folio, struct dev_pagemap *pgmap,
+			    unsigned int order);
 void zone_device_page_init(struct page *page);
 
 unsigned long memremap_compat_align(void);
@@ -215,10 +224,49 @@ static inline bool pgmap_has_memory_failure(struct dev_pagemap *pgmap)
 	return ops && ops->memory_failure;
 }
 
+/**
+ * page_pgmap() - the page map of a device page
+ * @page: a page in ZONE_DEVICE, maybe a tail: those have no room for it
+ *
+ * Return: The page map.
+ */
+static inline struct dev_pagemap *page_pgmap(const struct page *page)
+{
+	return compound_head(page)->pgmap;
+}
+
+/**
+ * folio_zone_device_data() - what the driver has noted on a folio
+ * @folio: a device folio
+ *
+ * Return: What folio_set_zone_device_data() set.
+ */
+static inline void *folio_zone_device_data(const struct folio *folio)
+{
+	return folio->page.zone_device_data;
+}
+
+/**
+ * folio_set_zone_device_data() - note something on a folio
+ * @folio: a device folio, in use, or about to be given out
+ * @data: the driver's
+ */
+static inline void folio_set_zone_device_data(struct folio *folio, void *data)
+{
+	folio->page.zone_device_data = data;
+}
+
 static inline bool zone_device_page_is(const struct page *page,
 				       enum memory_type type)
 {
-	return is_zone_device_page(page) && page->pgmap->type == type;
+	return is_zone_device_page(page) && page_pgmap(page)->type == type;
+}
+
+static inline bool zone_device_folio_is(const struct folio *folio,
+					enum memory_type type)
+{
+	return is_zone_device_page(&folio->page) &&
+	       folio->page.pgmap->type == type;
 }
 
 static inline bool is_pci_p2pdma_page(const struct page *page)
@@ -234,13 +282,13 @@ static inline bool is_device_coherent_page(const struct page *page)
 
 static inline bool folio_is_device_coherent(const struct folio *folio)
 {
-	return zone_device_page_is(&folio->page, MEMORY_DEVICE_COHERENT);
+	return zone_device_folio_is(folio, MEMORY_DEVICE_COHERENT);
 }
 
 static inline bool folio_is_device_private(const struct folio *folio)
 {
 	return IS_ENABLED(CONFIG_DEVICE_PRIVATE) &&
-	       zone_device_page_is(&folio->page, MEMORY_DEVICE_PRIVATE);
+	       zone_device_folio_is(folio, MEMORY_DEVICE_PRIVATE);
 }
 
 static inline bool is_device_private_page(const struct page *page)

@@ -29,10 +29,6 @@
  * @chunks: chunks that were added and not removed
  */
 struct driver {
-	struct kunit *test;
-	struct device *dev;
-	struct hmm_devmem *devmem;
-	unsigned long buf;
 	int copy_err;
 	int wait_err;
 	long fail_one;
@@ -40,6 +36,12 @@ struct driver {
 	int copied;
 	atomic_long_t in_use;
 	int chunks;
+
+	/* private: */
+	struct kunit *test;
+	struct device *dev;
+	struct hmm_devmem *devmem;
+	unsigned long buf;
 };
 
 static struct driver *driver_of(struct hmm_devmem *devmem)
@@ -365,9 +367,9 @@ static void blocks_join_again(struct kunit *test)
 	write_pages(d, CHUNK_PAGES);
 	to_device(d, CHUNK_PAGES);
 	for (i = 0; i < CHUNK_PAGES; i++) {
-		unsigned long word, at = i * 77 % CHUNK_PAGES;
+		unsigned long at = addr_of(d, i * 77 % CHUNK_PAGES);
 
-		KUNIT_ASSERT_EQ(test, get_user(word, (unsigned long __user *)addr_of(d, at)), 0);
+		KUNIT_ASSERT_EQ(test, fault_in_readable((void __user *)at, 1), 0);
 	}
 	KUNIT_EXPECT_EQ(test, hmm_devmem_evict(d->devmem, 0, &r), 0);
 	KUNIT_EXPECT_EQ(test, r.moved, 0UL);

@@ -37,7 +37,7 @@ static unsigned long spare;
 module_param(spare, ulong, 0);
 MODULE_PARM_DESC(spare, "address of 128 MiB of memory that nobody uses, at a multiple of that");
 
-/**
+/*
  * struct room - addresses to map, and what happens there
  * @again: page_free gives the page out again
  * @freed: how often page_free was called
@@ -412,6 +412,7 @@ static const struct bad_map {
 	{ "altmap of private memory", altmap_of_private, -EINVAL },
 	{ "altmap of two ranges", altmap_of_two_ranges, -EINVAL, MEMORY_DEVICE_FS_DAX },
 };
+
 KUNIT_ARRAY_PARAM_DESC(bad_maps, bad_maps, name);
 
 /* The same map without the one mistake goes in: that it was the mistake. */
@@ -443,6 +444,7 @@ static const struct overlap {
 	{ "head", 2, 3 },
 	{ "tail", 7, 3 },
 };
+
 KUNIT_ARRAY_PARAM_DESC(overlaps, overlaps, name);
 
 static void refuses_overlap(struct kunit *test)
@@ -542,6 +544,7 @@ static const struct type_facts {
 	{ "generic", MEMORY_DEVICE_GENERIC, 1 },
 	{ "p2pdma", MEMORY_DEVICE_PCI_P2PDMA, 1 },
 };
+
 KUNIT_ARRAY_PARAM_DESC(types, types, name);
 
 static void pages_say_what_they_are(struct kunit *test)
@@ -559,7 +562,7 @@ static void pages_say_what_they_are(struct kunit *test)
 	for (pfn = unit_pfn(room, 0); pfn < unit_pfn(room, 2); pfn++) {
 		page = pfn_to_page(pfn);
 		wrong += !pfn_valid(pfn) || page_to_pfn(page) != pfn;
-		wrong += pfn_to_online_page(pfn) != NULL;
+		wrong += !!pfn_to_online_page(pfn);
 		wrong += !is_zone_device_page(page) || page->pgmap != &map->pgmap;
 		wrong += page_count(page) != t->count || page_mapped(page);
 		wrong += !PageReserved(page) || PageLocked(page) || PageLRU(page);
@@ -656,6 +659,7 @@ static void given_out_desc(const enum memory_type *type, char *desc)
 	strscpy(desc, *type == MEMORY_DEVICE_PRIVATE ? "private" : "coherent",
 		KUNIT_PARAM_DESC_SIZE);
 }
+
 KUNIT_ARRAY_PARAM(given_out, given_out, given_out_desc);
 
 static void page_is_given_out_and_freed_once(struct kunit *test)
@@ -786,6 +790,7 @@ static void born_desc(const enum memory_type *type, char *desc)
 	strscpy(desc, *type == MEMORY_DEVICE_GENERIC ? "generic" : "p2pdma",
 		KUNIT_PARAM_DESC_SIZE);
 }
+
 KUNIT_ARRAY_PARAM(born, born, born_desc);
 
 /* Its count is back before page_free, which may hand it out. */

@@ -28,16 +28,18 @@
  * @faults: how often migrate_to_ram was called
  */
 struct mock {
+	unsigned long buf;
+	unsigned long next_free;
+	atomic_t freed;
+	int faults;
+
+	/* private: */
 	struct kunit *test;
 	struct resource *res;
 	struct dev_pagemap pgmap;
-	unsigned long buf;
-	unsigned long next_free;
 	unsigned long src[NPAGES];
 	unsigned long dst[NPAGES];
 	struct migrate_vma args;
-	atomic_t freed;
-	int faults;
 };
 
 static struct mock *page_mock(struct page *page)
@@ -426,10 +428,26 @@ struct bad_args {
 	void (*spoil)(struct migrate_vma *args);
 };
 
-static void no_vma(struct migrate_vma *a) { a->vma = NULL; }
-static void no_src(struct migrate_vma *a) { a->src = NULL; }
-static void no_dst(struct migrate_vma *a) { a->dst = NULL; }
-static void no_flags(struct migrate_vma *a) { a->flags = 0; }
+static void no_vma(struct migrate_vma *a)
+{
+	a->vma = NULL;
+}
+
+static void no_src(struct migrate_vma *a)
+{
+	a->src = NULL;
+}
+
+static void no_dst(struct migrate_vma *a)
+{
+	a->dst = NULL;
+}
+
+static void no_flags(struct migrate_vma *a)
+{
+	a->flags = 0;
+}
+
 static void empty(struct migrate_vma *a) { a->end = a->start; }
 static void reversed(struct migrate_vma *a) { swap(a->start, a->end); }
 static void odd_start(struct migrate_vma *a) { a->start += 8; }

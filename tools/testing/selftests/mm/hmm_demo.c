@@ -7,6 +7,7 @@
  *
  * Exit status: 0 if all was right, 1 if not, 2 if there is no device.
  */
+#include "../kselftest.h"
 #include "hmm_dmirror.h"
 
 #define DEFAULT_MIB	64L
@@ -197,7 +198,7 @@ static bool run_show(const struct show *show, long mib)
 		printf("  no memory to show it on: %s\n", strerror(-err));
 		total_wrong++;
 	}
-	for (i = 0; !err && i < sizeof(steps) / sizeof(steps[0]); i++)
+	for (i = 0; !err && i < ARRAY_SIZE(steps); i++)
 		run_step(&d, &m, &steps[i]);
 	dm_free(&m);
 	dm_close(&d);
@@ -215,7 +216,7 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	printf("A process shares %ld MiB of its memory with a device.\n", mib);
-	for (i = 0; i < sizeof(shows) / sizeof(shows[0]); i++)
+	for (i = 0; i < ARRAY_SIZE(shows); i++)
 		shown += run_show(&shows[i], mib);
 	if (!shown) {
 		fprintf(stderr,
@@ -223,7 +224,7 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	if (!dm_is_coherent(shows[shown - 1].unit))
-		printf("\nNo coherent device: load test_hmm with spm_addr_dev0 and spm_addr_dev1 to see one.\n");
+		printf("\nNo coherent device: test_hmm has no spm_addr_dev0= and spm_addr_dev1=\n");
 	printf("\n%s: %ld pages checked, %ld wrong.\n",
 	       total_wrong ? "FAILED" : "All right", total_pages, total_wrong);
 	return total_wrong ? 1 : 0;

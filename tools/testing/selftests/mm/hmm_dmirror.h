@@ -637,6 +637,20 @@ static inline double dm_now(void)
 	return ts.tv_sec + ts.tv_nsec / 1e9;
 }
 
+/* Seconds after which a race that makes no headway is given up. */
+#define DM_RACE_LIMIT	60
+
+/*
+ * Should a race that began then go on? It does for some seconds at least, and
+ * until there was enough of it, however slow the machine is.
+ */
+static inline bool dm_race(double began, double seconds, bool enough)
+{
+	double t = dm_now() - began;
+
+	return t < seconds || (!enough && t < DM_RACE_LIMIT);
+}
+
 /* Exit code of a child; 128 and the signal if one killed it. */
 static inline int dm_wait(pid_t pid)
 {
@@ -708,6 +722,10 @@ static inline long dm_settled_in_use(int unit, const struct dm_counts *start,
 }
 
 /* ---- facts, for kselftest_harness.h ---- */
+
+/* Seconds for a test. A debug kernel in an emulator is 50 times slower. */
+#undef TEST_TIMEOUT_DEFAULT
+#define TEST_TIMEOUT_DEFAULT	240
 
 #define EXPECT_AT(d, m, first, n, place) \
 	EXPECT_EQ((long)(n), dm_count_at(d, m, first, n, place))

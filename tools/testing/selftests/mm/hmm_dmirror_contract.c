@@ -394,7 +394,7 @@ struct swapper {
 	char *target;
 	char *staging;
 	unsigned long begun;
-	unsigned long done;
+	volatile unsigned long done;
 	bool stop;
 	bool failed;
 };
@@ -435,7 +435,7 @@ TEST_F(contract, c4_mirror_is_never_behind)
 	struct swapper s = { };
 	unsigned long buf[DM_PAGE / sizeof(long)];
 	pthread_t thread;
-	double end;
+	double began;
 	long reads;
 
 	s.staging = mmap(NULL, 4 * DM_PAGE, PROT_NONE,
@@ -445,8 +445,9 @@ TEST_F(contract, c4_mirror_is_never_behind)
 	ASSERT_TRUE(swap_in(&s, 1));
 	ASSERT_EQ(0, pthread_create(&thread, NULL, swap_pages, &s));
 
-	end = dm_now() + 0.7;
-	for (reads = 0; dm_now() < end; reads++) {
+	began = dm_now();
+	/* A race with one of the two standing still proves nothing. */
+	for (reads = 0; dm_race(began, 0.7, reads > 20 && s.done > 20); reads++) {
 		unsigned long low = __atomic_load_n(&s.done, __ATOMIC_SEQ_CST);
 
 		buf[0] = 0;
@@ -458,7 +459,6 @@ TEST_F(contract, c4_mirror_is_never_behind)
 	__atomic_store_n(&s.stop, true, __ATOMIC_RELAXED);
 	ASSERT_EQ(0, pthread_join(thread, NULL));
 	EXPECT_FALSE(s.failed);
-	/* A race with one of the two standing still proves nothing. */
 	EXPECT_LT(20, reads);
 	EXPECT_LT(20L, (long)s.done);
 	munmap(s.staging, 4 * DM_PAGE);
@@ -610,7 +610,7 @@ struct user {
 	pthread_t thread;
 	bool *stop;
 	long wrong;
-	long rounds;
+	volatile long rounds;
 };
 
 static void *use_device(void *arg)
@@ -640,8 +640,8 @@ TEST_F(contract, c6_teardown_under_load)
 	struct dm_dev passer_by;
 	struct user u[2] = { };
 	bool stop = false;
+	double began;
 	long rounds;
-	double end;
 	int i;
 
 	for (i = 0; i < 2; i++) {
@@ -651,8 +651,10 @@ TEST_F(contract, c6_teardown_under_load)
 		ASSERT_EQ(0, pthread_create(&u[i].thread, NULL, use_device,
 					    &u[i]));
 	}
-	end = dm_now() + 1;
-	for (rounds = 0; dm_now() < end; rounds++) {
+	began = dm_now();
+	for (rounds = 0;
+	     dm_race(began, 1, rounds > 1 && u[0].rounds > 1 && u[1].rounds > 1);
+	     rounds++) {
 		EXPECT_EQ(0, release_chunks(&self->dev));
 		EXPECT_EQ(0, dm_open(&passer_by, variant->unit));
 		dm_close(&passer_by);
@@ -756,17 +758,18 @@ TEST_F(contract, c7_no_write_is_lost)
 	pthread_t thread;
 	struct dm_mem m;
 	long i, wrong = 0, rounds;
-	double end;
+	double began;
 
 	ASSERT_EQ(0, dm_hole(&m, 40));
 	c.m = &m;
 	c.count = calloc(40, sizeof(*c.count));
 	ASSERT_NE(NULL, c.count);
 	ASSERT_EQ(0, pthread_create(&thread, NULL, count_in_pages, &c));
-	end = dm_now() + 10;
-	for (rounds = 0; dm_now() < end; rounds++) {
-		if (rounds > 20 && *(volatile unsigned long *)&c.count[39] > 5)
-			break;
+	began = dm_now();
+	for (rounds = 0;
+	     dm_race(began, 0, rounds > 20 &&
+		     *(volatile unsigned long *)&c.count[39] > 5);
+	     rounds++) {
 		dm_push(&self->dev, &m, 0, 40);
 		if (rounds & 1)
 			dm_to_sys(&self->dev, &m, 0, 40);

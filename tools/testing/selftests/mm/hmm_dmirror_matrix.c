@@ -2004,14 +2004,15 @@ TEST_F(exclusive, no_write_is_lost)
 	unsigned long count[20] = { };
 	long i, wrong = 0, taken = 0;
 	pthread_t thread;
-	double end;
+	double began;
 
 	for (i = 0; i < 20; i++)
 		*(unsigned long *)dm_addr(&self->m, i) = 0;
 	t.count = count;
 	ASSERT_EQ(0, pthread_create(&thread, NULL, count_up, &t));
-	end = dm_now() + 5;
-	while (dm_now() < end && (taken < 30 || count[19] < 30)) {
+	began = dm_now();
+	while (dm_race(began, 0, taken >= 30 &&
+		       __atomic_load_n(&count[19], __ATOMIC_RELAXED) >= 30)) {
 		char buf[DM_PAGE];
 
 		taken += !dm_op(&self->dev, HMM_DMIRROR_EXCLUSIVE,
