@@ -22,10 +22,10 @@ THP_MODES = ("always", "madvise", "never")
 NOT_TESTS = {"hmm_demo"}
 
 
-def suites_in(tree):
+def suites_in(tree, folder):
     """Names of the KUnit suites in the source: all of them must run."""
     names = []
-    for path in sorted(glob.glob(os.path.join(tree, "mm/tests/*_test.c"))):
+    for path in sorted(glob.glob(os.path.join(tree, folder, "*_test.c"))):
         with open(path, encoding="utf-8") as f:
             for body in re.findall(r"struct kunit_suite \w+ = \{(.*?)\n\};", f.read(), re.S):
                 names += re.findall(r"\.name = \"([^\"]+)\"", body)
@@ -106,7 +106,10 @@ def make_plans(args):
             plan.steps.append(("licence-insmod", "tap", "licence_insmod"))
             plans.append(plan)
     if "kunit" in wanted:
-        plans.append(Plan("kunit", suites=suites_in(args.tree)))
+        plan = Plan("kunit", suites=suites_in(args.tree, "mm/tests"))
+        nouveau = " ".join(suites_in(args.tree, "drivers/gpu/drm/nouveau"))
+        plan.steps.append(("kunit-nouveau", "tap", f"kunit_module nouveau {nouveau}"))
+        plans.append(plan)
     return plans
 
 
