@@ -833,6 +833,53 @@ static void make_compound(struct page *head, struct dev_pagemap *pgmap,
 }
 
 /**
+ * zone_device_folio_prepare() - make a folio of free pages, which stays free
+ * @folio: its first page
+ * @pgmap: the page map that it is in
+ * @order: its order
+ *
+ * The first half of zone_device_folio_init(), for the core.
+ *
+ * Context: Any.
+ */
+void zone_device_folio_prepare(struct folio *folio, struct dev_pagemap *pgmap,
+			       unsigned int order)
+{
+	if (order)
+		make_compound(&folio->page, pgmap, order);
+	else if (unlikely(PageCompound(&folio->page)))
+		make_blank(&folio->page, pgmap);
+}
+
+/**
+ * zone_device_folio_get() - the first reference of a folio, and its lock
+ * @folio: what zone_device_folio_prepare() made
+ *
+ * The second half of zone_device_folio_init(), for the core.
+ *
+ * Context: Any.
+ */
+void zone_device_folio_get(struct folio *folio)
+{
+	struct dev_pagemap *pgmap = folio->page.pgmap;
+
+	/*
+	 * A driver that gives out pages after memunmap_pages() began is wrong.
+	 * They take their references all the same, as freeing drops them.
+	 */
+	if (WARN_ON_ONCE(!percpu_ref_tryget_live(&pgmap->ref)))
+		percpu_ref_get(&pgmap->ref);
+	if (folio_test_large(folio))
+		percpu_ref_get_many(&pgmap->ref, folio_nr_pages(folio) - 1);
+	/*
+	 * Locked first: eviction, which goes by pfn, takes whatever has a count.
+	 * Who has the lock of a page that nobody uses forgot to unlock it.
+	 */
+	WARN_ON_ONCE(!folio_trylock(folio));
+	folio_set_count(folio, 1);
+}
+
+/**
  * zone_device_folio_init() - give out free pages as a folio
  * @folio: its first page, of private or coherent memory; aligned to the order
  * @pgmap: the page map that it is in
@@ -847,30 +894,9 @@ static void make_compound(struct page *head, struct dev_pagemap *pgmap,
 void zone_device_folio_init(struct folio *folio, struct dev_pagemap *pgmap,
 			    unsigned int order)
 {
-	struct page *page = &folio->page;
-	unsigned long nr = 1UL << order;
-
-	if (order)
-		make_compound(page, pgmap, order);
-	else if (unlikely(PageCompound(page)))
-		make_blank(page, pgmap);
-
-	/*
-	 * A driver that gives out pages after memunmap_pages() began is wrong.
-	 * They take their references all the same, as freeing drops them.
-	 */
-	if (WARN_ON_ONCE(!percpu_ref_tryget_live(&pgmap->ref)))
-		percpu_ref_get(&pgmap->ref);
-	if (order)
-		percpu_ref_get_many(&pgmap->ref, nr - 1);
-	/*
-	 * Locked first: eviction, which goes by pfn, takes whatever has a count.
-	 * Who has the lock of a page that nobody uses forgot to unlock it.
-	 */
-	WARN_ON_ONCE(!folio_trylock(folio));
-	folio_set_count(folio, 1);
+	zone_device_folio_prepare(folio, pgmap, order);
+	zone_device_folio_get(folio);
 }
-EXPORT_SYMBOL_GPL(zone_device_folio_init);
 
 /**
  * zone_device_page_init() - give out a free page

@@ -151,6 +151,11 @@ void zone_device_folio_init(struct folio *folio, struct dev_pagemap *pgmap,
 			    unsigned int order);
 void zone_device_page_init(struct page *page);
 
+/* For the core: the two halves of zone_device_folio_init(). */
+void zone_device_folio_prepare(struct folio *folio, struct dev_pagemap *pgmap,
+			       unsigned int order);
+void zone_device_folio_get(struct folio *folio);
+
 unsigned long memremap_compat_align(void);
 
 #else
