@@ -421,6 +421,61 @@ static noinline unsigned long hmm_copy_alike(const struct hmm_stencil *stencil,
 	return i;
 }
 
+/* No folio is smaller that is not a page. */
+#define HMM_MIN_LARGE	4UL
+
+/*
+ * The order of the folio whose first page the entry at @slot is, if all its
+ * pages are there, in a row, with the same rights; else 0. What a folio says of
+ * itself while somebody splits or frees it does not matter: it does not pass
+ * without a notice to the range.
+ */
+static unsigned int hmm_order_at(const unsigned long *slot, unsigned long nr)
+{
+	unsigned long entry = slot[0], pfn = entry & ~HMM_PFN_FLAGS;
+	unsigned int order;
+	struct folio *folio;
+	unsigned long i;
+
+	if (nr < HMM_MIN_LARGE || slot[HMM_MIN_LARGE - 1] != entry + HMM_MIN_LARGE - 1 ||
+	    !IS_ALIGNED(pfn, HMM_MIN_LARGE) || !(entry & HMM_PFN_VALID))
+		return 0;
+
+	folio = page_folio(pfn_to_page(pfn));
+	order = folio_order(folio);
+	if (!order || order > PMD_ORDER || 1UL << order > nr ||
+	    folio_pfn(folio) != pfn)
+		return 0;
+	for (i = 1; i < 1UL << order; i++)
+		if (slot[i] != entry + i)
+			return 0;
+	return order;
+}
+
+/*
+ * Pages that PTEs map one by one, but that are a folio: say so. They begin at a
+ * multiple of the smallest large folio, or the device would not gain by it.
+ */
+static void hmm_mark_orders(unsigned long *slot, unsigned long addr,
+			    unsigned long end)
+{
+	unsigned long step = HMM_MIN_LARGE * PAGE_SIZE;
+	unsigned long from = ALIGN(addr, step);
+	unsigned long i, n;
+	unsigned int order;
+
+	for (slot += (from - addr) >> PAGE_SHIFT; from < end; slot += n, from += n << PAGE_SHIFT) {
+		n = HMM_MIN_LARGE;
+		order = hmm_order_at(slot, (end - from) >> PAGE_SHIFT);
+		if (likely(!order))
+			continue;
+		n = 1UL << order;
+		for (i = 0; i < n; i++)
+			slot[i] |= (unsigned long)order << HMM_PFN_ORDER_SHIFT;
+		n = ALIGN(n, HMM_MIN_LARGE);
+	}
+}
+
 /* Settle the pages of one page table, most of them in hmm_copy_alike(). */
 static int hmm_walk_table(struct mm_walk *walk, pmd_t *pmdp, unsigned long addr,
 			  unsigned long end)
@@ -428,7 +483,7 @@ static int hmm_walk_table(struct mm_walk *walk, pmd_t *pmdp, unsigned long addr,
 	struct hmm_walk *hw = walk->private;
 	struct hmm_stencil stencil = HMM_STENCIL_NONE;
 	unsigned long *slot = hmm_slot(hw->range, addr);
-	unsigned long entry = 0, last, adopt_from = addr;
+	unsigned long entry = 0, last, start = addr, adopt_from = addr;
 	pte_t *table, *ptep, pte;
 	int ret = 0;
 
@@ -471,6 +526,8 @@ static int hmm_walk_table(struct mm_walk *walk, pmd_t *pmdp, unsigned long addr,
 		}
 		*slot = entry;
 	}
+	/* Here, as what RCU holds off is the end of device pages, too. */
+	hmm_mark_orders(hmm_slot(hw->range, start), start, addr);
 	pte_unmap(table);
 	return ret;
 }

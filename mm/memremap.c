@@ -876,7 +876,8 @@ void zone_device_folio_get(struct folio *folio)
 	 * Who has the lock of a page that nobody uses forgot to unlock it.
 	 */
 	WARN_ON_ONCE(!folio_trylock(folio));
-	folio_set_count(folio, 1);
+	/* What the folio is comes before the reference that others may take. */
+	folio_ref_unfreeze(folio, 1);
 }
 
 /**

@@ -37,6 +37,7 @@
 #include <linux/pagemap.h>
 #include <linux/pagevec.h>
 #include <linux/rmap.h>
+#include <linux/slab.h>
 #include <linux/swap.h>
 
 #include "internal.h"
@@ -106,60 +107,98 @@ static void isolate_folios(unsigned long *src, unsigned long npages)
 		unlock_page_lruvec_irq(lruvec);
 }
 
-/* Remove the mappings that are left, and look for pins. */
-static enum migrate_stay unmap_folio(unsigned long *entry, struct folio *folio,
-				     struct page *fault_page)
+/*
+ * What a phase works on: a range of a process, or pages that are known by pfn,
+ * where the rmap alone knows the page tables.
+ *
+ * Who has a range holds mmap_lock, and with it the VMA, and what the VMA is
+ * linked to: every anon_vma of its pages. By pfn there is nobody like that, and
+ * the last process may go while its pages are unmapped. So there each folio that
+ * was mapped comes with a reference of its anon_vma, until it is mapped again;
+ * MIGRATE_PFN_SHARED says that it has one.
+ */
+struct migration {
+	struct migrate_vma *vma;
+	unsigned long *src;
+	unsigned long npages;
+	struct page *fault_page;
+};
+
+/* Does the rmap still lead somewhere? Then it does until put_rmap(). */
+static bool get_rmap(const struct migration *m, struct folio *folio)
 {
-	if (!(*entry & MIGRATE_PFN_MIGRATE))
+	return m->vma || folio_get_anon_vma(folio);
+}
+
+static void put_rmap(struct folio *folio)
+{
+	put_anon_vma(folio_anon_vma(folio));
+}
+
+/* Remove the mappings that are left, and look for pins. */
+static enum migrate_stay unmap_folio(const struct migration *m, unsigned long i)
+{
+	struct folio *folio = migrate_pfn_folio(m->src[i]);
+
+	if (!(m->src[i] & MIGRATE_PFN_MIGRATE))
 		return MIGRATE_STAY_ISOLATED;
-	if (folio_mapped(folio)) {
-		*entry |= MIGRATE_PFN_SHARED;
-		try_to_migrate(folio, 0);
-		if (folio_mapped(folio))
-			return MIGRATE_STAY_MAPPED;
+	if (folio_mapped(folio) && get_rmap(m, folio)) {
+		m->src[i] |= MIGRATE_PFN_SHARED;
+		/* A huge page may go to a device, which no PMD can map. */
+		try_to_migrate(folio, folio_test_pmd_mappable(folio) ?
+				      TTU_SPLIT_HUGE_PMD : 0);
 	}
-	if (folio_is_pinned(folio, fault_page))
+	if (folio_mapped(folio))
+		return MIGRATE_STAY_MAPPED;
+	if (folio_is_pinned(folio, m->fault_page))
 		return MIGRATE_STAY_PINNED;
 	return MIGRATE_STAY_UNSELECTED;
 }
 
-/* Undo all steps for a page that stays. */
-static void release_folio(struct folio *folio, enum migrate_stay why,
-			  struct page *fault_page)
+/* Undo all steps for what stays. */
+static void release_folio(const struct migration *m, unsigned long i,
+			  enum migrate_stay why)
 {
+	struct folio *folio = migrate_pfn_folio(m->src[i]);
+	unsigned long nr = migrate_pfn_nr(m->src[i]);
+
 	if (!folio_is_zone_device(folio) && why != MIGRATE_STAY_ISOLATED)
 		folio_add_lru(folio);
-	remove_migration_ptes(folio, folio, 0);
-	if (migrate_lock_is_ours(folio, fault_page))
+	if (m->vma) {
+		migrate_vma_map(m->vma, i, i + nr);
+	} else if (m->src[i] & MIGRATE_PFN_SHARED) {
+		remove_migration_ptes(folio, folio, 0);
+		put_rmap(folio);
+	}
+	if (migrate_lock_is_ours(folio, m->fault_page))
 		folio_unlock(folio);
 	folio_put(folio);
+	while (nr--)
+		m->src[i++] = migrate_pfn_stay(why);
 }
 
 /*
  * From pages that are locked and referenced to pages whose content stands
  * still. Return how many of them, and of the holes, take part.
  */
-static unsigned long unmap_folios(unsigned long *src, unsigned long npages,
-				  struct page *fault_page)
+static unsigned long unmap_folios(const struct migration *m)
 {
 	unsigned long i, migrating = 0;
 
-	drain_lru_batches(src, npages, fault_page);
-	isolate_folios(src, npages);
+	drain_lru_batches(m->src, m->npages, m->fault_page);
+	isolate_folios(m->src, m->npages);
 
-	for (i = 0; i < npages; i++) {
-		struct folio *folio = migrate_pfn_folio(src[i]);
+	for (i = 0; i < m->npages; i++) {
+		struct folio *folio = migrate_pfn_folio(m->src[i]);
 		enum migrate_stay why;
 
 		if (folio) {
-			why = unmap_folio(&src[i], folio, fault_page);
-			if (why) {
-				release_folio(folio, why, fault_page);
-				src[i] = migrate_pfn_stay(why);
-			}
+			why = unmap_folio(m, i);
+			if (why)
+				release_folio(m, i, why);
 		}
-		if (src[i] & MIGRATE_PFN_MIGRATE)
-			migrating++;
+		if (m->src[i] & MIGRATE_PFN_MIGRATE)
+			migrating += migrate_pfn_nr(m->src[i]);
 	}
 	return migrating;
 }
@@ -235,8 +274,12 @@ int migrate_vma_setup(struct migrate_vma *args)
 	mmap_assert_locked(args->vma->vm_mm);
 	migrate_vma_collect(args);
 	if (args->cpages)
-		args->cpages = unmap_folios(args->src, args->npages,
-					    args->fault_page);
+		args->cpages = unmap_folios(&(struct migration) {
+			.vma = args,
+			.src = args->src,
+			.npages = args->npages,
+			.fault_page = args->fault_page,
+		});
 	return 0;
 }
 EXPORT_SYMBOL_GPL(migrate_vma_setup);
@@ -246,14 +289,21 @@ static bool is_device_folio(const struct folio *folio)
 	return folio_is_device_private(folio) || folio_is_device_coherent(folio);
 }
 
-/*
- * Can @src become a page of the kind that @dst is? Only anonymous memory goes
- * to a device, and without ties to swap. KSM compares the content of its pages
- * through the kernel's mapping, which private memory has none of.
+/**
+ * migrate_may_become() - can a folio become one of the kind that another is?
+ * @src: the folio
+ * @dst: the other; their sizes are not looked at
+ *
+ * Only anonymous memory goes to a device, and without ties to swap. KSM compares
+ * the content of its pages through the kernel's mapping, which private memory
+ * has none of.
+ *
+ * Context: Process context, both are locked.
+ * Return: Whether it can.
  */
-static bool may_become(struct folio *src, struct folio *dst)
+bool migrate_may_become(struct folio *src, struct folio *dst)
 {
-	if (folio_test_large(dst) || folio_test_writeback(src))
+	if (folio_test_writeback(src))
 		return false;
 	if (!folio_test_anon(src))
 		return !folio_is_zone_device(dst) && !folio_test_private(src);
@@ -269,9 +319,9 @@ static bool move_identity(struct folio *src, struct folio *dst,
 {
 	int extra = !migrate_lock_is_ours(src, fault_page);
 
-	if (!may_become(src, dst))
+	if (!migrate_may_become(src, dst))
 		return false;
-	/* After may_become(): that may take the folio out of the swap cache. */
+	/* After that: it may have taken the folio out of the swap cache. */
 	if (folio_migrate_mapping(folio_mapping(src), dst, src, extra) !=
 	    MIGRATEPAGE_SUCCESS)
 		return false;
@@ -285,22 +335,65 @@ static bool move_identity(struct folio *src, struct folio *dst,
 	return true;
 }
 
-static void move_folios(unsigned long *src_pfns, const unsigned long *dst_pfns,
+/* Large folios are told by MIGRATE_PFN_COMPOUND: one without is a mistake. */
+static bool sizes_agree(unsigned long src, unsigned long dst)
+{
+	return migrate_pfn_nr(src) == migrate_pfn_nr(dst) &&
+	       migrate_pfn_nr(dst) == folio_nr_pages(migrate_pfn_folio(dst));
+}
+
+static void move_folios(unsigned long *src_pfns, unsigned long *dst_pfns,
 			unsigned long npages, struct page *fault_page)
 {
-	unsigned long i;
+	unsigned long i, nr;
 
-	for (i = 0; i < npages; i++) {
+	for (i = 0; i < npages; i += nr) {
 		struct folio *src = migrate_pfn_folio(src_pfns[i]);
 		struct folio *dst = migrate_pfn_folio(dst_pfns[i]);
 
+		nr = 1;
 		if (!src || !(src_pfns[i] & MIGRATE_PFN_MIGRATE))
 			continue;
-		if (dst && move_identity(src, dst, fault_page))
+		nr = migrate_pfn_nr(src_pfns[i]);
+		if (dst && sizes_agree(src_pfns[i], dst_pfns[i]) &&
+		    move_identity(src, dst, fault_page))
 			src_pfns[i] |= MIGRATE_PFN_MOVED;
+		else if (nr > 1)
+			migrate_explode(&src_pfns[i], &dst_pfns[i], nr,
+					fault_page);
 		else
 			src_pfns[i] &= ~MIGRATE_PFN_MIGRATE;
 	}
+}
+
+/* A large hole that gets anything but one large page is many small ones. */
+static void break_hole(struct migrate_vma *migrate, unsigned long i)
+{
+	unsigned long k;
+
+	if (!(migrate->src[i] & MIGRATE_PFN_COMPOUND) ||
+	    migrate_pfn_nr(migrate->dst[i]) == PTRS_PER_PTE)
+		return;
+	for (k = 0; k < PTRS_PER_PTE; k++)
+		migrate->src[i + k] = MIGRATE_PFN_MIGRATE;
+}
+
+/* Small holes in a row that get one large page are one large hole. */
+static bool join_holes(struct migrate_vma *migrate, unsigned long i)
+{
+	unsigned long k, nr = migrate_pfn_nr(migrate->dst[i]);
+
+	if (nr == 1 || migrate->src[i] & MIGRATE_PFN_COMPOUND)
+		return true;
+	if (nr > migrate->npages - i)
+		return false;
+	for (k = 1; k < nr; k++)
+		if (migrate->src[i + k] != MIGRATE_PFN_MIGRATE ||
+		    migrate->dst[i + k])
+			return false;
+	migrate->src[i] |= MIGRATE_PFN_COMPOUND;
+	memset(&migrate->src[i + 1], 0, (nr - 1) * sizeof(*migrate->src));
+	return true;
 }
 
 /* A hole that gets no page stays one. */
@@ -309,14 +402,16 @@ static void fill_holes(struct migrate_vma *migrate)
 	unsigned long i, first = migrate->npages, last = 0;
 
 	for (i = 0; i < migrate->npages; i++) {
-		if (migrate->src[i] != MIGRATE_PFN_MIGRATE)
+		if (!migrate_is_hole(migrate->src[i]))
 			continue;
-		if (!(migrate->dst[i] & MIGRATE_PFN_VALID)) {
+		break_hole(migrate, i);
+		if (!(migrate->dst[i] & MIGRATE_PFN_VALID) ||
+		    !join_holes(migrate, i)) {
 			migrate->src[i] = 0;
 			continue;
 		}
 		first = min(first, i);
-		last = i + 1;
+		last = i + migrate_pfn_nr(migrate->dst[i]);
 	}
 	if (first < last)
 		migrate_vma_fill_holes(migrate, first, last);
@@ -347,7 +442,21 @@ void migrate_vma_pages(struct migrate_vma *migrate)
 }
 EXPORT_SYMBOL_GPL(migrate_vma_pages);
 
-/* What goes on living in RAM has to be found by reclaim. */
+/*
+ * After a folio exploded, its pages have an entry each. The first page's stands
+ * for the folio, too: for its lock, and the migration's reference.
+ */
+static struct folio *entry_owner(unsigned long src)
+{
+	struct page *page = migrate_pfn_to_page(src);
+
+	return page && !PageTail(page) ? page_folio(page) : NULL;
+}
+
+/*
+ * What goes on living in RAM has to be found by reclaim. A folio that exploded
+ * and was left with pages was returned then.
+ */
 static void return_to_lru(const unsigned long *src_pfns,
 			  const unsigned long *dst_pfns, unsigned long npages)
 {
@@ -358,7 +467,9 @@ static void return_to_lru(const unsigned long *src_pfns,
 
 		if (!(src_pfns[i] & MIGRATE_PFN_VALID))
 			continue;
-		folio = migrate_target(src_pfns[i], dst_pfns[i]);
+		folio = page_folio(migrate_target(src_pfns[i], dst_pfns[i]));
+		if (folio_nr_pages(folio) != migrate_nr(src_pfns[i], dst_pfns[i]))
+			continue;
 		if (!folio_is_zone_device(folio))
 			folio_add_lru(folio);
 	}
@@ -384,8 +495,9 @@ static void unlock_and_put(const unsigned long *src_pfns,
 	unsigned long i;
 
 	folio_batch_init(&batch);
-	for (i = 0; i < npages; i++) {
-		struct folio *src = migrate_pfn_folio(src_pfns[i]);
+	/* Backwards: tails are asked before the first page lets go of them. */
+	for (i = npages; i--; ) {
+		struct folio *src = entry_owner(src_pfns[i]);
 		struct folio *dst = migrate_pfn_folio(dst_pfns[i]);
 		bool moved = src_pfns[i] & MIGRATE_PFN_MOVED;
 
@@ -396,7 +508,7 @@ static void unlock_and_put(const unsigned long *src_pfns,
 		}
 		if (dst) {
 			folio_unlock(dst);
-			put_folio(&batch, dst, src && !moved);
+			put_folio(&batch, dst, src_pfns[i] && !moved);
 		}
 	}
 	folios_put(&batch);
@@ -418,7 +530,7 @@ void migrate_vma_finalize(struct migrate_vma *migrate)
 {
 	mmap_assert_locked(migrate->vma->vm_mm);
 	return_to_lru(migrate->src, migrate->dst, migrate->npages);
-	migrate_vma_map(migrate);
+	migrate_vma_map(migrate, 0, migrate->npages);
 	unlock_and_put(migrate->src, migrate->dst, migrate->npages,
 		       migrate->fault_page);
 }
@@ -455,18 +567,72 @@ static int check_device_pfns(unsigned long start, unsigned long npages)
 	return 0;
 }
 
-/* A lock and a reference, or the reason why not. */
-static unsigned long claim_device_page(unsigned long pfn)
+/*
+ * A lock and a reference of the folio of a page, or why not. What a free page
+ * says of its folio may be old.
+ */
+static enum migrate_stay claim_device_folio(struct page *page,
+					    struct folio **foliop)
 {
-	struct folio *folio = folio_get_nontail_page(pfn_to_page(pfn));
+	struct folio *folio = page_folio(page);
 
-	if (!folio)
-		return migrate_pfn_stay(MIGRATE_STAY_FREE);
+	if (!folio_try_get(folio))
+		return MIGRATE_STAY_FREE;
 	if (!folio_trylock(folio)) {
 		folio_put(folio);
-		return migrate_pfn_stay(MIGRATE_STAY_LOCKED);
+		return MIGRATE_STAY_LOCKED;
 	}
-	return migrate_pfn(pfn) | MIGRATE_PFN_MIGRATE;
+	if (folio_page_idx(folio, page) >= folio_nr_pages(folio) ||
+	    page_folio(page) != folio) {
+		folio_unlock(folio);
+		folio_put(folio);
+		return MIGRATE_STAY_FREE;
+	}
+	*foliop = folio;
+	return MIGRATE_STAY_UNSELECTED;
+}
+
+/*
+ * Fill in the entry of a page, or those of its folio if that begins here and has
+ * no more than @room pages; one that goes beyond is split. Return how many.
+ */
+static unsigned long claim_device_page(unsigned long *src, unsigned long pfn,
+				       unsigned long room)
+{
+	struct page *page = pfn_to_page(pfn);
+	enum migrate_stay why;
+	struct folio *folio;
+	unsigned long nr;
+
+	for (;;) {
+		why = claim_device_folio(page, &folio);
+		if (why)
+			break;
+		nr = folio_nr_pages(folio);
+		if (&folio->page == page && nr <= room) {
+			*src = migrate_pfn(pfn) | MIGRATE_PFN_MIGRATE;
+			if (nr == 1)
+				return 1;
+			*src |= MIGRATE_PFN_COMPOUND;
+			memset(src + 1, 0, (nr - 1) * sizeof(*src));
+			return nr;
+		}
+		why = migrate_split_device_folio(folio, NULL);
+		folio_unlock(folio);
+		folio_put(folio);
+		if (why)
+			break;
+	}
+	*src = migrate_pfn_stay(why);
+	return 1;
+}
+
+static void unmap_device_pages(unsigned long *src_pfns, unsigned long npages)
+{
+	unmap_folios(&(struct migration) {
+		.src = src_pfns,
+		.npages = npages,
+	});
 }
 
 /**
@@ -495,12 +661,55 @@ int migrate_device_range(unsigned long *src_pfns, unsigned long start,
 	if (err)
 		return err;
 
-	for (i = 0; i < npages; i++)
-		src_pfns[i] = claim_device_page(start + i);
-	unmap_folios(src_pfns, npages, NULL);
+	for (i = 0; i < npages; )
+		i += claim_device_page(&src_pfns[i], start + i, npages - i);
+	unmap_device_pages(src_pfns, npages);
 	return 0;
 }
 EXPORT_SYMBOL_GPL(migrate_device_range);
+
+/* How many of the pfns from @pfns[0] on are in a row? */
+static unsigned long nr_in_a_row(const unsigned long *pfns, unsigned long n)
+{
+	unsigned long i = 1;
+
+	while (i < n && pfns[i] == pfns[0] + i)
+		i++;
+	return i;
+}
+
+/**
+ * migrate_device_pfns() - find, lock and unmap device pages here and there
+ * @src_pfns: in: the pfns; out: an entry per page, as of migrate_device_range()
+ * @npages: how many
+ *
+ * A large folio moves as it is if its pfns are all there, in a row.
+ *
+ * Context: As migrate_device_range().
+ * Return: As migrate_device_range().
+ */
+int migrate_device_pfns(unsigned long *src_pfns, unsigned long npages)
+{
+	unsigned long i, k, n, row;
+	int err;
+
+	for (i = 0; i < npages; i += n) {
+		n = nr_in_a_row(&src_pfns[i], npages - i);
+		err = check_device_pfns(src_pfns[i], n);
+		if (err)
+			return err;
+	}
+	for (i = 0; i < npages; i += row) {
+		unsigned long pfn = src_pfns[i];
+
+		row = nr_in_a_row(&src_pfns[i], npages - i);
+		for (k = 0; k < row; )
+			k += claim_device_page(&src_pfns[i + k], pfn + k,
+					       row - k);
+	}
+	unmap_device_pages(src_pfns, npages);
+	return 0;
+}
 
 /**
  * migrate_device_pages() - let the destinations take the place of their sources
@@ -533,52 +742,112 @@ EXPORT_SYMBOL_GPL(migrate_device_pages);
 void migrate_device_finalize(unsigned long *src_pfns, unsigned long *dst_pfns,
 			     unsigned long npages)
 {
+	struct folio *folio;
 	unsigned long i;
 
 	return_to_lru(src_pfns, dst_pfns, npages);
 	for (i = 0; i < npages; i++)
-		if (src_pfns[i] & MIGRATE_PFN_VALID)
-			remove_migration_ptes(migrate_pfn_folio(src_pfns[i]),
-					      migrate_target(src_pfns[i],
-							     dst_pfns[i]), 0);
+		if (src_pfns[i] & MIGRATE_PFN_SHARED)
+			migrate_map_by_rmap(src_pfns[i], dst_pfns[i]);
+	for (i = 0; i < npages; i++) {
+		folio = entry_owner(src_pfns[i]);
+		if (folio && (src_pfns[i] & MIGRATE_PFN_SHARED))
+			put_rmap(folio);
+	}
 	unlock_and_put(src_pfns, dst_pfns, npages, NULL);
 }
 EXPORT_SYMBOL_GPL(migrate_device_finalize);
 
+/* Destinations for a folio: one as large, or small ones, as many as there are. */
+static void alloc_copies(struct folio *folio, unsigned long *dst)
+{
+	unsigned long i, nr = folio_nr_pages(folio);
+	gfp_t gfp = GFP_USER | __GFP_NOWARN;
+	struct folio *copy;
+
+	if (nr > 1) {
+		copy = folio_alloc(gfp | __GFP_NORETRY, folio_order(folio));
+		if (copy) {
+			folio_lock(copy);
+			dst[0] = migrate_pfn(folio_pfn(copy)) |
+				 MIGRATE_PFN_COMPOUND;
+			return;
+		}
+	}
+	for (i = 0; i < nr; i++) {
+		copy = folio_alloc(gfp, 0);
+		if (!copy)
+			return;
+		folio_lock(copy);
+		dst[i] = migrate_pfn(folio_pfn(copy));
+	}
+}
+
+/* Return whether all of it has moved. */
+static bool copy_moved(const unsigned long *src, const unsigned long *dst,
+		       unsigned long nr)
+{
+	unsigned long i, n, k, moved = 0;
+
+	for (i = 0; i < nr; i += n) {
+		n = migrate_nr(src[i], dst[i]);
+		if (!(src[i] & MIGRATE_PFN_MOVED))
+			continue;
+		for (k = 0; k < n; k++)
+			copy_highpage(migrate_pfn_to_page(dst[i]) + k,
+				      migrate_pfn_to_page(src[i]) + k);
+		moved += n;
+	}
+	return moved == nr;
+}
+
+static int move_coherent_folio(struct folio *folio, unsigned long *src,
+			       unsigned long *dst)
+{
+	unsigned long nr = folio_nr_pages(folio);
+	bool moved;
+
+	src[0] = migrate_pfn(folio_pfn(folio)) | MIGRATE_PFN_MIGRATE;
+	if (nr > 1)
+		src[0] |= MIGRATE_PFN_COMPOUND;
+	unmap_device_pages(src, nr);
+	if (!(src[0] & MIGRATE_PFN_MIGRATE))
+		return -EBUSY;
+
+	alloc_copies(folio, dst);
+	migrate_device_pages(src, dst, nr);
+	moved = copy_moved(src, dst, nr);
+	migrate_device_finalize(src, dst, nr);
+	return moved ? 0 : -EBUSY;
+}
+
 /**
  * migrate_device_coherent_folio() - move a device-coherent folio to RAM
- * @folio: order-0 folio with a reference of the caller, which is given away
+ * @folio: folio with a reference of the caller, which is given away
  *
  * For somebody who wants to pin the memory for long, which would keep the
  * driver from ever getting it back.
  *
  * Context: Process context. May sleep, also for the folio lock.
- * Return: 0, or -EBUSY if the folio is in use, is large, or there is no memory
- * for a copy; it then stays as it was.
+ * Return: 0, or -EBUSY if the folio is in use, or there is no memory for a copy;
+ * what has not moved stays as it was.
  */
 int migrate_device_coherent_folio(struct folio *folio)
 {
-	unsigned long src, dst = 0;
-	struct folio *copy;
+	unsigned long small[2] = { }, *entries = small;
+	unsigned long nr = folio_nr_pages(folio);
+	int err;
 
-	if (folio_test_large(folio)) {
-		folio_put(folio);
-		return -EBUSY;
+	if (nr > 1) {
+		entries = kvcalloc(2 * nr, sizeof(*entries), GFP_KERNEL);
+		if (!entries) {
+			folio_put(folio);
+			return -EBUSY;
+		}
 	}
-
 	folio_lock(folio);
-	src = migrate_pfn(folio_pfn(folio)) | MIGRATE_PFN_MIGRATE;
-	if (!unmap_folios(&src, 1, NULL))
-		return -EBUSY;
-
-	copy = folio_alloc(GFP_USER | __GFP_NOWARN, 0);
-	if (copy) {
-		folio_lock(copy);
-		dst = migrate_pfn(folio_pfn(copy));
-	}
-	migrate_device_pages(&src, &dst, 1);
-	if (src & MIGRATE_PFN_MOVED)
-		folio_copy(copy, folio);
-	migrate_device_finalize(&src, &dst, 1);
-	return src & MIGRATE_PFN_MOVED ? 0 : -EBUSY;
+	err = move_coherent_folio(folio, entries, entries + nr);
+	if (entries != small)
+		kvfree(entries);
+	return err;
 }

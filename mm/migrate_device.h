@@ -5,6 +5,7 @@
  * migrate_device.c	the phases, the exports, everything about folios
  * migrate_device_collect.c	page tables to migration entries
  * migrate_device_map.c	migration entries to page tables; holes; CPU faults
+ * migrate_device_large.c	large folios that have to become smaller
  *
  * Lock order: mmap_lock -> folio lock -> anon_vma or i_mmap -> page-table lock.
  * Folio locks of a range are only ever tried, never waited for: two migrations
@@ -35,7 +36,8 @@
 #define MIGRATE_PFN_SHARED	BIT(5)
 
 static_assert(!((MIGRATE_PFN_MOVED | MIGRATE_PFN_SHARED) &
-		(MIGRATE_PFN_VALID | MIGRATE_PFN_MIGRATE | MIGRATE_PFN_WRITE)));
+		(MIGRATE_PFN_VALID | MIGRATE_PFN_MIGRATE | MIGRATE_PFN_WRITE |
+		 MIGRATE_PFN_COMPOUND)));
 static_assert(MIGRATE_PFN_SHARED < 1UL << MIGRATE_PFN_SHIFT);
 
 static inline unsigned long migrate_index(const struct migrate_vma *migrate,
@@ -51,6 +53,12 @@ static inline struct folio *migrate_pfn_folio(unsigned long mpfn)
 	return page ? page_folio(page) : NULL;
 }
 
+static inline bool migrate_is_hole(unsigned long src)
+{
+	return (src & (MIGRATE_PFN_VALID | MIGRATE_PFN_MIGRATE)) ==
+	       MIGRATE_PFN_MIGRATE;
+}
+
 /* The fault handler, not the migration, locked this one and will unlock it. */
 static inline bool migrate_lock_is_ours(const struct folio *folio,
 					const struct page *fault_page)
@@ -61,16 +69,33 @@ static inline bool migrate_lock_is_ours(const struct folio *folio,
 /* migrate_device_collect.c */
 void migrate_vma_collect(struct migrate_vma *migrate);
 
+/* migrate_device.c */
+bool migrate_may_become(struct folio *src, struct folio *dst);
+
+/* migrate_device_large.c */
+enum migrate_stay migrate_split_device_folio(struct folio *folio,
+					     struct page *fault_page);
+void migrate_explode(unsigned long *src, unsigned long *dst, unsigned long nr,
+		     struct page *fault_page);
+
 /* migrate_device_map.c */
-void migrate_vma_map(struct migrate_vma *migrate);
+void migrate_vma_map(struct migrate_vma *migrate, unsigned long first,
+		     unsigned long last);
+void migrate_map_by_rmap(unsigned long src, unsigned long dst);
 void migrate_vma_fill_holes(struct migrate_vma *migrate, unsigned long first,
 			    unsigned long last);
 vm_fault_t device_private_fault(struct vm_fault *vmf, swp_entry_t entry);
 
-/* Where the entries of page i go once it is decided: to dst, or back. */
-static inline struct folio *migrate_target(unsigned long src, unsigned long dst)
+/* Where the mappings of a page go once it is decided: to dst, or back. */
+static inline struct page *migrate_target(unsigned long src, unsigned long dst)
 {
-	return migrate_pfn_folio(src & MIGRATE_PFN_MOVED ? dst : src);
+	return migrate_pfn_to_page(src & MIGRATE_PFN_MOVED ? dst : src);
+}
+
+/* Pages that src and dst stand for, after the pages step. */
+static inline unsigned long migrate_nr(unsigned long src, unsigned long dst)
+{
+	return migrate_pfn_nr(src & MIGRATE_PFN_MOVED ? dst : src);
 }
 
 #else

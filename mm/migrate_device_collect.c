@@ -35,6 +35,7 @@
 #include <linux/mmu_notifier.h>
 #include <linux/pagemap.h>
 #include <linux/pagewalk.h>
+#include <linux/pgalloc.h>
 #include <linux/rmap.h>
 #include <linux/swap.h>
 #include <linux/swapops.h>
@@ -60,6 +61,33 @@ struct collect {
 	enum migrate_stay why;
 };
 
+static bool takes_large(const struct migrate_vma *migrate)
+{
+	return migrate->flags & MIGRATE_VMA_SELECT_COMPOUND;
+}
+
+/* Does the range have all pages of the page table at @addr? */
+static bool is_whole_table(unsigned long addr, unsigned long end)
+{
+	return IS_ALIGNED(addr, PMD_SIZE) && end - addr == PMD_SIZE;
+}
+
+/* One entry for all of [addr, end), which is a folio, or may become one. */
+static void set_large_entry(struct migrate_vma *migrate, unsigned long addr,
+			    unsigned long end, unsigned long entry)
+{
+	unsigned long i = migrate_index(migrate, addr);
+	unsigned long last = migrate_index(migrate, end);
+
+	migrate->cpages += last - i;
+	migrate->src[i] = entry | MIGRATE_PFN_COMPOUND;
+	migrate->dst[i] = 0;
+	for (i++; i < last; i++) {
+		migrate->src[i] = 0;
+		migrate->dst[i] = 0;
+	}
+}
+
 /* The same src entry for all of [addr, end). */
 static void fill_entries(struct migrate_vma *migrate, unsigned long addr,
 			 unsigned long end, unsigned long entry)
@@ -81,11 +109,35 @@ static unsigned long hole_entry(const struct migrate_vma *migrate)
 	return vma_is_anonymous(migrate->vma) ? MIGRATE_PFN_MIGRATE : 0;
 }
 
+/* What a CPU may not have as a huge page, a device gets in small ones, too. */
+static bool may_be_huge(const struct migrate_vma *migrate)
+{
+	return takes_large(migrate) && hole_entry(migrate) &&
+	       thp_vma_allowable_order(migrate->vma, migrate->vma->vm_flags,
+				       TVA_IN_PF | TVA_ENFORCE_SYSFS,
+				       PMD_SHIFT - PAGE_SHIFT);
+}
+
+static void fill_hole(struct migrate_vma *migrate, unsigned long addr,
+		      unsigned long end)
+{
+	bool huge = may_be_huge(migrate);
+	unsigned long next;
+
+	for (; addr < end; addr = next) {
+		next = pmd_addr_end(addr, end);
+		if (huge && is_whole_table(addr, next))
+			set_large_entry(migrate, addr, next, hole_entry(migrate));
+		else
+			fill_entries(migrate, addr, next, hole_entry(migrate));
+	}
+}
+
 static bool device_page_selected(const struct migrate_vma *migrate,
 				 const struct page *page, unsigned long flag)
 {
 	return (migrate->flags & flag) &&
-	       page->pgmap->owner == migrate->pgmap_owner;
+	       page_pgmap(page)->owner == migrate->pgmap_owner;
 }
 
 static unsigned long swap_pte_entry(const struct migrate_vma *migrate, pte_t pte)
@@ -144,31 +196,120 @@ static unsigned long pte_entry(const struct migrate_vma *migrate,
 	return swap_pte_entry(migrate, pte);
 }
 
+/* Is this the PTE of page @i of a folio whose first page @first maps? */
+static bool pte_goes_on(pte_t first, pte_t pte, unsigned long i)
+{
+	if (!pte_present(first))
+		return is_swap_pte(pte) &&
+		       is_device_private_entry(pte_to_swp_entry(pte)) &&
+		       swp_offset_pfn(pte_to_swp_entry(pte)) ==
+		       swp_offset_pfn(pte_to_swp_entry(first)) + i;
+	return pte_present(pte) && pte_pfn(pte) == pte_pfn(first) + i;
+}
+
+static bool pte_allows_write(pte_t pte)
+{
+	return pte_present(pte) ? pte_write(pte) :
+	       is_writable_device_private_entry(pte_to_swp_entry(pte));
+}
+
+/*
+ * Can the folio move as it is? All its pages have to be mapped here, in a row.
+ * The entry says WRITE only if each of them may be written.
+ */
+static bool is_mapped_whole(const struct migrate_vma *migrate,
+			    struct folio *folio, unsigned long addr,
+			    unsigned long end, pte_t *ptep,
+			    unsigned long *entry)
+{
+	unsigned long i, nr = folio_nr_pages(folio);
+	pte_t first = ptep_get(ptep);
+	bool write = true;
+
+	if (!takes_large(migrate) || (end - addr) >> PAGE_SHIFT < nr ||
+	    migrate_pfn_to_page(*entry) != &folio->page ||
+	    folio_test_has_hwpoisoned(folio))
+		return false;
+
+	for (i = 0; i < nr; i++) {
+		pte_t pte = ptep_get(ptep + i);
+
+		if (!pte_goes_on(first, pte, i))
+			return false;
+		write &= pte_allows_write(pte);
+	}
+	if (!write)
+		*entry &= ~MIGRATE_PFN_WRITE;
+	return true;
+}
+
 /*
  * Lock the folio of a page that is offered, or say why it has to stay. The PTE
  * maps it and is locked, so the folio needs no reference of ours here.
  */
-static enum migrate_stay claim_page(struct collect *c, struct page *page)
+static enum migrate_stay claim_folio(struct collect *c, struct folio *folio)
 {
-	struct folio *folio = page_folio(page);
-
-	if (!folio->mapping)
-		return MIGRATE_STAY_UNSUPPORTED;
-	if (PageHWPoison(page))
-		return MIGRATE_STAY_POISONED;
-	if (folio_test_large(folio)) {
-		if (!folio_test_anon(folio))
-			return MIGRATE_STAY_UNSUPPORTED;
-		if (folio == c->tried)
-			return c->why;
-		folio_get(folio);
-		c->to_split = folio;
-		return MIGRATE_STAY_SPLIT;
-	}
 	if (migrate_lock_is_ours(folio, c->migrate->fault_page) &&
 	    !folio_trylock(folio))
 		return MIGRATE_STAY_LOCKED;
 	return MIGRATE_STAY_UNSELECTED;
+}
+
+/* A large folio that cannot move as it is: stop here, for it to be split. */
+static enum migrate_stay want_split(struct collect *c, struct folio *folio)
+{
+	if (folio == c->tried)
+		return c->why;
+	folio_get(folio);
+	c->to_split = folio;
+	return MIGRATE_STAY_SPLIT;
+}
+
+static enum migrate_stay check_page(struct page *page, struct folio *folio)
+{
+	if (!folio->mapping)
+		return MIGRATE_STAY_UNSUPPORTED;
+	if (PageHWPoison(page))
+		return MIGRATE_STAY_POISONED;
+	if (folio_test_large(folio) && !folio_test_anon(folio))
+		return MIGRATE_STAY_UNSUPPORTED;
+	return MIGRATE_STAY_UNSELECTED;
+}
+
+/* Write the entries of the page at @addr, or of the folio there; how many. */
+static unsigned long select_page(struct collect *c, pte_t *ptep,
+				 unsigned long addr, unsigned long end,
+				 unsigned long entry)
+{
+	struct page *page = migrate_pfn_to_page(entry);
+	unsigned long i = migrate_index(c->migrate, addr);
+	struct folio *folio = page_folio(page);
+	unsigned long nr = 1;
+	enum migrate_stay why;
+
+	why = check_page(page, folio);
+	if (!why && folio_test_large(folio)) {
+		if (is_mapped_whole(c->migrate, folio, addr, end, ptep, &entry))
+			nr = folio_nr_pages(folio);
+		else
+			why = want_split(c, folio);
+		if (c->to_split)
+			return 0;
+	}
+	if (!why)
+		why = claim_folio(c, folio);
+
+	end = addr + nr * PAGE_SIZE;
+	if (why) {
+		fill_entries(c->migrate, addr, end, migrate_pfn_stay(why));
+	} else if (nr > 1) {
+		set_large_entry(c->migrate, addr, end, entry);
+	} else {
+		c->migrate->src[i] = entry;
+		c->migrate->dst[i] = 0;
+		c->migrate->cpages++;
+	}
+	return nr;
 }
 
 /*
@@ -180,23 +321,22 @@ static unsigned long select_ptes(struct collect *c, pte_t *ptep,
 {
 	struct migrate_vma *migrate = c->migrate;
 	unsigned long i = migrate_index(migrate, addr);
+	unsigned long nr;
 
-	for (; addr < end; addr += PAGE_SIZE, ptep++, i++) {
+	for (; addr < end; addr += nr * PAGE_SIZE, ptep += nr, i += nr) {
 		unsigned long entry = pte_entry(migrate, addr, ptep_get(ptep));
 
 		if (entry & MIGRATE_PFN_VALID) {
-			enum migrate_stay why;
-
-			why = claim_page(c, migrate_pfn_to_page(entry));
-			if (c->to_split)
+			nr = select_page(c, ptep, addr, end, entry);
+			if (!nr)
 				break;
-			if (why)
-				entry = migrate_pfn_stay(why);
+			continue;
 		}
 		migrate->src[i] = entry;
 		migrate->dst[i] = 0;
 		if (entry & MIGRATE_PFN_MIGRATE)
 			migrate->cpages++;
+		nr = 1;
 	}
 	return addr;
 }
@@ -206,17 +346,24 @@ static bool clear_ptes(struct migrate_vma *migrate, pte_t *ptep,
 		       unsigned long addr, unsigned long end)
 {
 	unsigned long i = migrate_index(migrate, addr);
+	unsigned long n = (end - addr) >> PAGE_SHIFT;
+	unsigned long k, left = 0;
 	bool present = false;
 
 	flush_cache_range(migrate->vma, addr, end);
 	arch_enter_lazy_mmu_mode();
-	for (; addr < end; addr += PAGE_SIZE, ptep++, i++) {
+	for (k = 0; k < n; k++) {
+		unsigned long entry = migrate->src[i + k];
 		pte_t pte;
 
-		if (!(migrate->src[i] & MIGRATE_PFN_VALID))
+		if (entry & MIGRATE_PFN_VALID)
+			left = migrate_pfn_nr(entry);
+		if (!left)
 			continue;
-		pte = ptep_get_and_clear(migrate->vma->vm_mm, addr, ptep);
-		migrate->dst[i] = pte_val(pte);
+		left--;
+		pte = ptep_get_and_clear(migrate->vma->vm_mm,
+					 addr + k * PAGE_SIZE, ptep + k);
+		migrate->dst[i + k] = pte_val(pte);
 		present |= pte_present(pte);
 	}
 	arch_leave_lazy_mmu_mode();
@@ -235,10 +382,10 @@ static swp_entry_t migration_entry(struct page *page, bool write, bool exclusive
 }
 
 /* The PTE that stands for @page until finalize, with all bits of @old. */
-static pte_t migration_pte(struct page *page, pte_t old, bool write,
-			   bool exclusive)
+static pte_t migration_pte(struct page *page, pte_t old, bool exclusive)
 {
-	swp_entry_t entry = migration_entry(page, write, exclusive);
+	swp_entry_t entry = migration_entry(page, pte_allows_write(old),
+					    exclusive);
 	bool soft_dirty, uffd_wp;
 	pte_t pte;
 
@@ -262,51 +409,105 @@ static pte_t migration_pte(struct page *page, pte_t old, bool write,
 	return pte;
 }
 
-/* Return false, with nothing changed, if a pin forbids it. */
-static bool replace_pte(struct migrate_vma *migrate, pte_t *ptep,
-			unsigned long addr, pte_t old, unsigned long entry)
+/*
+ * Make @nr pages of @folio shareable. Each that was exclusive gets its bit in
+ * @exclusive. If a pin forbids it for one, nothing has changed: the PTEs are
+ * cleared and locked, so nobody saw those before it without their flag.
+ */
+static bool share_pages(struct folio *folio, unsigned long nr,
+			unsigned long *exclusive)
 {
-	struct page *page = migrate_pfn_to_page(entry);
-	struct folio *folio = page_folio(page);
-	bool exclusive = folio_test_anon(folio) && PageAnonExclusive(page);
+	unsigned long i;
 
-	if (exclusive && folio_try_share_anon_rmap_pte(folio, page))
-		return false;
+	bitmap_zero(exclusive, nr);
+	if (!folio_test_anon(folio))
+		return true;
+	for (i = 0; i < nr; i++) {
+		struct page *page = folio_page(folio, i);
 
-	/* The last word on dirty: no CPU can set the bit any more. */
-	if (pte_present(old) && pte_dirty(old))
-		folio_mark_dirty(folio);
-	set_pte_at(migrate->vma->vm_mm, addr, ptep,
-		   migration_pte(page, old, entry & MIGRATE_PFN_WRITE,
-				 exclusive));
-	folio_remove_rmap_pte(folio, page, migrate->vma);
+		if (!PageAnonExclusive(page))
+			continue;
+		if (folio_try_share_anon_rmap_pte(folio, page))
+			goto err_unshare;
+		__set_bit(i, exclusive);
+	}
 	return true;
+
+err_unshare:
+	for_each_set_bit(i, exclusive, nr)
+		SetPageAnonExclusive(folio_page(folio, i));
+	return false;
+}
+
+/*
+ * Write migration entries for @nr pages that are mapped in a row by what is in
+ * @old. Of the references of the mappings one is kept.
+ */
+static void replace_run(struct migrate_vma *migrate, pte_t *ptep,
+			unsigned long addr, struct folio *folio,
+			unsigned long nr, const unsigned long *old,
+			const unsigned long *exclusive)
+{
+	struct mm_struct *mm = migrate->vma->vm_mm;
+	unsigned long k;
+
+	for (k = 0; k < nr; k++) {
+		pte_t pte = __pte(old[k]);
+
+		/* The last word on dirty: no CPU can set the bit any more. */
+		if (pte_present(pte) && pte_dirty(pte))
+			folio_mark_dirty(folio);
+		set_pte_at(mm, addr + k * PAGE_SIZE, ptep + k,
+			   migration_pte(folio_page(folio, k), pte,
+					 test_bit(k, exclusive)));
+	}
+	folio_remove_rmap_ptes(folio, &folio->page, nr, migrate->vma);
+	if (nr > 1)
+		folio_ref_sub(folio, nr - 1);
+}
+
+/* A pin: everything as it was. */
+static void put_back_run(struct migrate_vma *migrate, pte_t *ptep,
+			 unsigned long addr, struct folio *folio,
+			 unsigned long nr, const unsigned long *old)
+{
+	unsigned long k;
+
+	for (k = 0; k < nr; k++)
+		set_pte_at(migrate->vma->vm_mm, addr + k * PAGE_SIZE, ptep + k,
+			   __pte(old[k]));
+	if (migrate_lock_is_ours(folio, migrate->fault_page))
+		folio_unlock(folio);
 }
 
 static void replace_ptes(struct migrate_vma *migrate, pte_t *ptep,
 			 unsigned long addr, unsigned long end)
 {
 	unsigned long i = migrate_index(migrate, addr);
+	DECLARE_BITMAP(exclusive, MAX_PTRS_PER_PTE);
+	unsigned long nr;
 
 	arch_enter_lazy_mmu_mode();
-	for (; addr < end; addr += PAGE_SIZE, ptep++, i++) {
+	for (; addr < end; addr += nr * PAGE_SIZE, ptep += nr, i += nr) {
 		unsigned long entry = migrate->src[i];
+		unsigned long *old = &migrate->dst[i];
 		struct folio *folio;
-		pte_t old;
 
+		nr = 1;
 		if (!(entry & MIGRATE_PFN_VALID))
 			continue;
-		old = __pte(migrate->dst[i]);
-		migrate->dst[i] = 0;
-		if (replace_pte(migrate, ptep, addr, old, entry))
-			continue;
-
-		set_pte_at(migrate->vma->vm_mm, addr, ptep, old);
+		nr = migrate_pfn_nr(entry);
 		folio = migrate_pfn_folio(entry);
-		if (migrate_lock_is_ours(folio, migrate->fault_page))
-			folio_unlock(folio);
-		migrate->src[i] = migrate_pfn_stay(MIGRATE_STAY_PINNED);
-		migrate->cpages--;
+		if (share_pages(folio, nr, exclusive)) {
+			replace_run(migrate, ptep, addr, folio, nr, old,
+				    exclusive);
+			memset(old, 0, nr * sizeof(*old));
+			continue;
+		}
+		put_back_run(migrate, ptep, addr, folio, nr, old);
+		migrate->cpages -= nr;
+		fill_entries(migrate, addr, addr + nr * PAGE_SIZE,
+			     migrate_pfn_stay(MIGRATE_STAY_PINNED));
 	}
 	arch_leave_lazy_mmu_mode();
 }
@@ -342,15 +543,23 @@ static unsigned long collect_table(struct collect *c, pmd_t *pmdp,
  * Split @folio and give back the reference to it. Waits for no folio lock: the
  * range may hold some.
  */
-static enum migrate_stay split_and_put(struct folio *folio)
+static enum migrate_stay split_and_put(const struct migrate_vma *migrate,
+				       struct folio *folio)
 {
+	bool lock = migrate_lock_is_ours(folio, migrate->fault_page);
 	enum migrate_stay why = MIGRATE_STAY_LOCKED;
+	bool device = folio_is_zone_device(folio);
 
-	if (folio_trylock(folio)) {
+	if (lock && !folio_trylock(folio))
+		goto out;
+	if (device)
+		why = migrate_split_device_folio(folio, migrate->fault_page);
+	else
 		why = split_folio(folio) ? MIGRATE_STAY_SPLIT :
 					   MIGRATE_STAY_UNSELECTED;
+	if (lock)
 		folio_unlock(folio);
-	}
+out:
 	folio_put(folio);
 	return why;
 }
@@ -361,43 +570,293 @@ static void split_in_the_way(struct collect *c)
 	struct folio *folio = c->to_split;
 
 	c->to_split = NULL;
-	c->why = split_and_put(folio);
+	c->why = split_and_put(c->migrate, folio);
 	c->tried = c->why ? folio : NULL;
 }
 
+/* --- Whole page tables: PMD-mapped folios, and what was one --------------- */
+
 /*
- * A huge PMD is in the way: make it a page table of small folios. What the
- * caller did not select stays whole.
+ * A huge PMD that is in the range as a whole: lock the folio, and let a huge
+ * migration entry stand for it. The table that was deposited for a split stays.
  */
-static enum migrate_stay split_huge(struct collect *c, pmd_t *pmdp,
-				    unsigned long addr, bool *selected)
+static unsigned long collect_huge_pmd(struct collect *c, pmd_t *pmdp,
+				      unsigned long addr)
 {
-	struct vm_area_struct *vma = c->migrate->vma;
-	struct folio *folio = NULL;
+	struct page_vma_mapped_walk pvmw = {
+		.vma = c->migrate->vma,
+		.address = addr,
+		.pmd = pmdp,
+	};
+	struct page *page = pmd_page(*pmdp);
+	struct folio *folio = page_folio(page);
+	unsigned long entry = migrate_pfn(page_to_pfn(page));
+	enum migrate_stay why;
+
+	if (!folio_test_anon(folio))
+		return migrate_pfn_stay(MIGRATE_STAY_UNSUPPORTED);
+	why = claim_folio(c, folio);
+	if (why)
+		return migrate_pfn_stay(why);
+	if (pmd_write(*pmdp))
+		entry |= MIGRATE_PFN_WRITE;
+
+	/* What it puts is the mapping's reference. */
+	folio_get(folio);
+	if (set_pmd_migration_entry(&pvmw, page)) {
+		folio_unlock(folio);
+		folio_put(folio);
+		return migrate_pfn_stay(MIGRATE_STAY_PINNED);
+	}
+	return entry | MIGRATE_PFN_MIGRATE;
+}
+
+/* Can this huge PMD be taken as it is? Under its lock. */
+static bool takes_huge_pmd(const struct migrate_vma *migrate, pmd_t pmd,
+			   unsigned long addr, unsigned long end)
+{
+	struct folio *folio = pmd_folio(pmd);
+
+	return thp_migration_supported() && takes_large(migrate) &&
+	       is_whole_table(addr, end) &&
+	       folio_order(folio) == PMD_ORDER &&
+	       !folio_test_has_hwpoisoned(folio);
+}
+
+/* What is to be done about a huge PMD. */
+enum huge_step { HUGE_DONE, HUGE_AGAIN };
+
+/*
+ * A huge PMD: taken whole, left alone, or made a page table of small folios,
+ * which the caller looks at again.
+ */
+static enum huge_step collect_huge(struct collect *c, pmd_t *pmdp,
+				   unsigned long addr, unsigned long end)
+{
+	struct migrate_vma *migrate = c->migrate;
+	struct vm_area_struct *vma = migrate->vma;
+	unsigned long entry = 0;
+	struct folio *folio;
+	enum migrate_stay why;
 	spinlock_t *ptl;
 
-	*selected = true;
 	ptl = pmd_lock(vma->vm_mm, pmdp);
-	if (pmd_trans_huge(*pmdp)) {
-		folio = pmd_folio(*pmdp);
-		if (!(c->migrate->flags & MIGRATE_VMA_SELECT_SYSTEM))
-			*selected = false;
-		else if (!is_huge_zero_folio(folio))
-			folio_get(folio);
+	if (!pmd_trans_huge(*pmdp)) {
+		spin_unlock(ptl);
+		return HUGE_AGAIN;
 	}
-	spin_unlock(ptl);
-
-	if (!folio || !*selected)
-		return MIGRATE_STAY_UNSELECTED;
+	folio = pmd_folio(*pmdp);
+	if (!(migrate->flags & MIGRATE_VMA_SELECT_SYSTEM))
+		goto out_entry;
 	if (is_huge_zero_folio(folio)) {
+		spin_unlock(ptl);
 		split_huge_pmd(vma, pmdp, addr);
-		return MIGRATE_STAY_UNSELECTED;
+		if (!takes_large(migrate) || !is_whole_table(addr, end))
+			return HUGE_AGAIN;
+		set_large_entry(migrate, addr, end, hole_entry(migrate));
+		return HUGE_DONE;
+	}
+	if (takes_huge_pmd(migrate, *pmdp, addr, end)) {
+		entry = collect_huge_pmd(c, pmdp, addr);
+		goto out_entry;
 	}
 	if (!folio_test_anon(folio)) {
-		folio_put(folio);
-		return MIGRATE_STAY_UNSUPPORTED;
+		entry = migrate_pfn_stay(MIGRATE_STAY_UNSUPPORTED);
+		goto out_entry;
 	}
-	return split_and_put(folio);
+	folio_get(folio);
+	spin_unlock(ptl);
+
+	why = split_and_put(migrate, folio);
+	if (!why)
+		return HUGE_AGAIN;
+	fill_entries(migrate, addr, end, migrate_pfn_stay(why));
+	return HUGE_DONE;
+
+out_entry:
+	spin_unlock(ptl);
+	if (entry & MIGRATE_PFN_VALID)
+		set_large_entry(migrate, addr, end, entry);
+	else
+		fill_entries(migrate, addr, end, entry);
+	return HUGE_DONE;
+}
+
+/* What all entries of a page table have in common. */
+struct alike {
+	struct folio *folio;
+	bool write;
+	bool exclusive;
+	bool soft_dirty;
+	bool uffd_wp;
+};
+
+/*
+ * Are all entries of the table those of one device-private folio in this range,
+ * and alike? Then a huge migration entry says it all. Under the lock of the
+ * table.
+ */
+static bool is_device_table(const struct migrate_vma *migrate,
+			    unsigned long addr, pte_t *ptep, struct alike *a)
+{
+	pte_t first = ptep_get(ptep);
+	/* From an entry to that of the next page. */
+	unsigned long i, stride, entry;
+
+	if (!is_swap_pte(first))
+		return false;
+	entry = swap_pte_entry(migrate, first);
+	if (!(entry & MIGRATE_PFN_VALID))
+		return false;
+	a->folio = migrate_pfn_folio(entry);
+	if (migrate_pfn_to_page(entry) != &a->folio->page ||
+	    folio_order(a->folio) != PMD_ORDER)
+		return false;
+
+	a->write = entry & MIGRATE_PFN_WRITE;
+	a->exclusive = PageAnonExclusive(&a->folio->page);
+	a->soft_dirty = pte_swp_soft_dirty(first);
+	a->uffd_wp = pte_swp_uffd_wp(first);
+	stride = pte_val(pte_next_swp_offset(first)) - pte_val(first);
+	for (i = 1; i < PTRS_PER_PTE; i++) {
+		if (pte_val(ptep_get(ptep + i)) != pte_val(first) + i * stride)
+			return false;
+		if (PageAnonExclusive(folio_page(a->folio, i)) != a->exclusive)
+			return false;
+	}
+	return true;
+}
+
+/* A look without the lock: is it worth a page table? */
+static bool may_be_device_table(pmd_t *pmdp, unsigned long addr)
+{
+	pte_t *ptep = pte_offset_map(pmdp, addr);
+	bool ret = false;
+	pte_t pte;
+
+	if (!ptep)
+		return false;
+	pte = ptep_get(ptep);
+	if (is_swap_pte(pte) && is_device_private_entry(pte_to_swp_entry(pte)))
+		ret = folio_order(pfn_swap_entry_folio(pte_to_swp_entry(pte))) ==
+		      PMD_ORDER;
+	pte_unmap(ptep);
+	return ret;
+}
+
+/*
+ * The CPU's view of what comes back from a device: it may have been written,
+ * and was used.
+ */
+static pmd_t device_migration_pmd(const struct alike *a)
+{
+	swp_entry_t entry = migration_entry(&a->folio->page, a->write,
+					    a->exclusive);
+	pmd_t pmd;
+
+	entry = make_migration_entry_young(entry);
+	if (a->write)
+		entry = make_migration_entry_dirty(entry);
+	pmd = swp_entry_to_pmd(entry);
+	if (a->soft_dirty || a->write)
+		pmd = pmd_swp_mksoft_dirty(pmd);
+	return a->uffd_wp ? pmd_swp_mkuffd_wp(pmd) : pmd;
+}
+
+static void share_all(struct folio *folio)
+{
+	unsigned long i;
+
+	/* Cannot fail: nobody can pin private memory. */
+	for (i = 0; i < folio_nr_pages(folio); i++)
+		folio_try_share_anon_rmap_pte(folio, folio_page(folio, i));
+}
+
+/*
+ * Put a huge migration entry in place of a table full of one device folio, with
+ * both locks held. Return the table, for the caller to free.
+ *
+ * mmap_lock is held for read only, so others are at work here. Who looks at the
+ * PMD alone, as zap does, must never find it empty: the entry is written over
+ * it. Who took the table before, without its lock, takes the lock and compares
+ * what it read: so the table is left as it is, and freed when nobody can look at
+ * it any more. No CPU has a translation by it; the flush is for what it may know
+ * of the way there. What is deposited for a split is @fresh.
+ */
+static pgtable_t replace_device_table(struct migrate_vma *migrate, pmd_t *pmdp,
+				      unsigned long addr, const struct alike *a,
+				      pgtable_t fresh)
+{
+	struct vm_area_struct *vma = migrate->vma;
+	pmd_t old = *pmdp;
+
+	if (a->exclusive)
+		share_all(a->folio);
+	pgtable_trans_huge_deposit(vma->vm_mm, pmdp, fresh);
+	set_pmd_at(vma->vm_mm, addr, pmdp, device_migration_pmd(a));
+	flush_tlb_range(vma, addr, addr + PMD_SIZE);
+	pmdp_get_lockless_sync();
+	folio_remove_rmap_ptes(a->folio, &a->folio->page, PTRS_PER_PTE, vma);
+	folio_ref_sub(a->folio, PTRS_PER_PTE - 1);
+	return pmd_pgtable(old);
+}
+
+/*
+ * The table of one large device folio goes as a whole, so that the folio can be
+ * mapped by a PMD when it comes back. Return false, with nothing done, if it is
+ * not that, or memory is short: then it goes PTE by PTE.
+ */
+static bool collect_device_table(struct collect *c, pmd_t *pmdp,
+				 unsigned long addr, unsigned long end)
+{
+	struct migrate_vma *migrate = c->migrate;
+	struct mm_struct *mm = migrate->vma->vm_mm;
+	pgtable_t fresh, old = NULL;
+	enum migrate_stay why = MIGRATE_STAY_UNSELECTED;
+	spinlock_t *pml, *ptl;
+	struct alike a = { };
+	pte_t *ptep;
+
+	/* On PowerPC a PMD has to be empty in between. */
+	if (!thp_migration_supported() || IS_ENABLED(CONFIG_PPC) ||
+	    !takes_large(migrate) ||
+	    !(migrate->flags & MIGRATE_VMA_SELECT_DEVICE_PRIVATE) ||
+	    !is_whole_table(addr, end) || !may_be_device_table(pmdp, addr))
+		return false;
+
+	fresh = pte_alloc_one(mm);
+	if (!fresh)
+		return false;
+	pml = pmd_lock(mm, pmdp);
+	ptep = pte_offset_map_nolock(mm, pmdp, addr, &ptl);
+	if (!ptep)
+		goto out_unlock;
+	if (ptl != pml)
+		spin_lock_nested(ptl, SINGLE_DEPTH_NESTING);
+	if (is_device_table(migrate, addr, ptep, &a)) {
+		why = claim_folio(c, a.folio);
+		if (!why)
+			old = replace_device_table(migrate, pmdp, addr, &a,
+						   fresh);
+	}
+	if (ptl != pml)
+		spin_unlock(ptl);
+	pte_unmap(ptep);
+out_unlock:
+	spin_unlock(pml);
+
+	if (why) {
+		fill_entries(migrate, addr, end, migrate_pfn_stay(why));
+	} else if (old) {
+		pte_free_defer(mm, old);
+		set_large_entry(migrate, addr, end,
+				migrate_pfn(folio_pfn(a.folio)) |
+				MIGRATE_PFN_MIGRATE |
+				(a.write ? MIGRATE_PFN_WRITE : 0));
+		return true;
+	}
+	pte_free(mm, fresh);
+	return why != MIGRATE_STAY_UNSELECTED;
 }
 
 static int collect_pmd(pmd_t *pmdp, unsigned long addr, unsigned long end,
@@ -409,20 +868,12 @@ static int collect_pmd(pmd_t *pmdp, unsigned long addr, unsigned long end,
 		pmd_t pmd = pmdp_get_lockless(pmdp);
 
 		if (pmd_none(pmd)) {
-			fill_entries(c->migrate, addr, end,
-				     hole_entry(c->migrate));
+			fill_hole(c->migrate, addr, end);
 			return 0;
 		}
 		if (pmd_trans_huge(pmd)) {
-			enum migrate_stay why;
-			bool selected;
-
-			why = split_huge(c, pmdp, addr, &selected);
-			if (why || !selected) {
-				fill_entries(c->migrate, addr, end,
-					     migrate_pfn_stay(why));
+			if (collect_huge(c, pmdp, addr, end) == HUGE_DONE)
 				return 0;
-			}
 			continue;
 		}
 		if (!pmd_present(pmd)) {
@@ -431,6 +882,8 @@ static int collect_pmd(pmd_t *pmdp, unsigned long addr, unsigned long end,
 				     migrate_pfn_stay(MIGRATE_STAY_LOCKED));
 			return 0;
 		}
+		if (collect_device_table(c, pmdp, addr, end))
+			return 0;
 
 		addr = collect_table(c, pmdp, addr, end);
 		if (c->to_split)
@@ -444,7 +897,7 @@ static int collect_hole(unsigned long addr, unsigned long end, int depth,
 {
 	struct collect *c = walk->private;
 
-	fill_entries(c->migrate, addr, end, hole_entry(c->migrate));
+	fill_hole(c->migrate, addr, end);
 	return 0;
 }
 

@@ -69,69 +69,100 @@ static pte_t system_pte(struct vm_area_struct *vma, struct page *page,
  * nowhere: coming back from one counts as an access, and as dirty. The folio was
  * marked so when it moved.
  */
-static pte_t target_pte(struct vm_area_struct *vma, struct folio *src,
-			struct folio *target, pte_t old)
+static pte_t target_pte(struct vm_area_struct *vma, struct page *src,
+			struct page *target, pte_t old)
 {
 	swp_entry_t entry = pte_to_swp_entry(old);
 	bool write = is_writable_migration_entry(entry);
 	bool young = is_migration_entry_young(entry);
-	bool dirty = is_migration_entry_dirty(entry) && folio_test_dirty(target);
+	bool dirty = is_migration_entry_dirty(entry) &&
+		     folio_test_dirty(page_folio(target));
 	bool soft_dirty = pte_swp_soft_dirty(old);
 
-	if (folio_is_device_private(target))
-		return device_private_pte(&target->page, write, soft_dirty,
+	if (is_device_private_page(target))
+		return device_private_pte(target, write, soft_dirty,
 					  pte_swp_uffd_wp(old));
 
-	if (folio_is_zone_device(src) && !folio_is_zone_device(target)) {
+	if (is_zone_device_page(src) && !is_zone_device_page(target)) {
 		young = true;
 		dirty |= write;
 		soft_dirty |= write;
 	}
-	return system_pte(vma, &target->page, old, young, dirty, soft_dirty);
+	return system_pte(vma, target, old, young, dirty, soft_dirty);
 }
 
 static void add_rmap(struct vm_area_struct *vma, unsigned long addr,
-		     struct folio *folio, swp_entry_t entry)
+		     struct page *page, unsigned long nr, bool exclusive)
 {
-	rmap_t flags = is_readable_migration_entry(entry) ? RMAP_NONE :
-							    RMAP_EXCLUSIVE;
+	struct folio *folio = page_folio(page);
 
+	folio_ref_add(folio, nr);
 	if (folio_test_anon(folio))
-		folio_add_anon_rmap_pte(folio, &folio->page, vma, addr, flags);
+		folio_add_anon_rmap_ptes(folio, page, nr, vma, addr,
+					 exclusive ? RMAP_EXCLUSIVE : RMAP_NONE);
 	else
-		folio_add_file_rmap_pte(folio, &folio->page, vma);
+		folio_add_file_rmap_ptes(folio, page, nr, vma);
 }
 
-/* Return false if there is no migration entry of @src. */
-static bool map_pte(struct vm_area_struct *vma, unsigned long addr, pte_t *ptep,
-		    struct folio *src, struct folio *target)
+/* The state of a place where collect, or the rmap, left a migration entry. */
+enum entry_state { ENTRY_GONE, ENTRY_SHARED, ENTRY_EXCLUSIVE };
+
+static enum entry_state entry_state(pte_t pte, struct page *src)
 {
-	pte_t old = ptep_get(ptep);
 	swp_entry_t entry;
-	pte_t pte;
 
-	if (!is_swap_pte(old))
-		return false;
-	entry = pte_to_swp_entry(old);
-	if (!is_migration_entry(entry) || swp_offset_pfn(entry) != folio_pfn(src))
-		return false;
+	if (!is_swap_pte(pte))
+		return ENTRY_GONE;
+	entry = pte_to_swp_entry(pte);
+	if (!is_migration_entry(entry) ||
+	    swp_offset_pfn(entry) != page_to_pfn(src))
+		return ENTRY_GONE;
+	return is_readable_migration_entry(entry) ? ENTRY_SHARED :
+						    ENTRY_EXCLUSIVE;
+}
 
-	folio_get(target);
-	add_rmap(vma, addr, target, entry);
-	pte = target_pte(vma, src, target, old);
-	set_pte_at(vma->vm_mm, addr, ptep, pte);
-	/* Nothing to flush: what was there was not present. */
-	if (pte_present(pte))
-		update_mmu_cache(vma, addr, ptep);
-	return true;
+/*
+ * Map @nr pages of @target where the migration entries of as many of @src are,
+ * in runs whose rmap is the same. Return how many were mapped.
+ */
+static unsigned long map_ptes(struct vm_area_struct *vma, unsigned long addr,
+			      pte_t *ptep, struct page *src,
+			      struct page *target, unsigned long nr)
+{
+	unsigned long i, run, k, mapped = 0;
+
+	for (i = 0; i < nr; i += run) {
+		enum entry_state state = entry_state(ptep_get(ptep + i), src + i);
+
+		run = 1;
+		if (state == ENTRY_GONE)
+			continue;
+		while (i + run < nr &&
+		       entry_state(ptep_get(ptep + i + run), src + i + run) == state)
+			run++;
+
+		add_rmap(vma, addr + i * PAGE_SIZE, target + i, run,
+			 state == ENTRY_EXCLUSIVE);
+		for (k = i; k < i + run; k++)
+			set_pte_at(vma->vm_mm, addr + k * PAGE_SIZE, ptep + k,
+				   target_pte(vma, src + k, target + k,
+					      ptep_get(ptep + k)));
+		/* Nothing to flush: what was there was not present. */
+		if (!is_device_private_page(target))
+			update_mmu_cache_range(NULL, vma, addr + i * PAGE_SIZE,
+					       ptep + i, run);
+		mapped += run;
+	}
+	return mapped;
 }
 
 /* What is not found where collect left it is looked for by the rmap. */
 static void map_table(struct migrate_vma *migrate, pmd_t *pmdp,
-		      unsigned long addr, unsigned long end)
+		      unsigned long i, unsigned long last)
 {
-	unsigned long i = migrate_index(migrate, addr);
+	unsigned long addr = migrate->start + (i << PAGE_SHIFT);
 	pte_t *start_pte = NULL, *ptep = NULL;
+	unsigned long n;
 	spinlock_t *ptl;
 
 	if (pmdp)
@@ -142,16 +173,21 @@ static void map_table(struct migrate_vma *migrate, pmd_t *pmdp,
 		arch_enter_lazy_mmu_mode();
 	}
 
-	for (; addr < end; addr += PAGE_SIZE, i++) {
+	for (; i < last; i += n, addr += n * PAGE_SIZE) {
 		unsigned long src = migrate->src[i];
+		struct page *target;
 
-		if ((src & MIGRATE_PFN_VALID) &&
-		    (!ptep || !map_pte(migrate->vma, addr, ptep,
-				       migrate_pfn_folio(src),
-				       migrate_target(src, migrate->dst[i]))))
-			migrate->src[i] |= MIGRATE_PFN_SHARED;
+		n = 1;
+		if (src & MIGRATE_PFN_VALID) {
+			n = migrate_nr(src, migrate->dst[i]);
+			target = migrate_target(src, migrate->dst[i]);
+			if (!ptep ||
+			    map_ptes(migrate->vma, addr, ptep,
+				     migrate_pfn_to_page(src), target, n) < n)
+				migrate->src[i] |= MIGRATE_PFN_SHARED;
+		}
 		if (ptep)
-			ptep++;
+			ptep += n;
 	}
 
 	if (start_pte) {
@@ -163,9 +199,153 @@ static void map_table(struct migrate_vma *migrate, pmd_t *pmdp,
 	}
 }
 
+/*
+ * In place of a huge migration entry: a table of device-private entries. It is
+ * the one that was deposited, and is filled before anybody can see it.
+ */
+static void map_device_table(struct vm_area_struct *vma, pmd_t *pmdp,
+			     unsigned long addr, struct page *page)
+{
+	struct mm_struct *mm = vma->vm_mm;
+	pmd_t old = *pmdp, local;
+	swp_entry_t entry = pmd_to_swp_entry(old);
+	bool write = is_writable_migration_entry(entry);
+	bool soft_dirty = pmd_swp_soft_dirty(old);
+	bool uffd_wp = pmd_swp_uffd_wp(old);
+	pgtable_t table = pgtable_trans_huge_withdraw(mm, pmdp);
+	unsigned long i;
+	pte_t *ptep;
+
+	pmd_populate(mm, &local, table);
+	ptep = pte_offset_map(&local, addr);
+	for (i = 0; i < PTRS_PER_PTE; i++)
+		set_pte_at(mm, addr + i * PAGE_SIZE, ptep + i,
+			   device_private_pte(page + i, write, soft_dirty,
+					      uffd_wp));
+	pte_unmap(ptep);
+	add_rmap(vma, addr, page, PTRS_PER_PTE,
+		 !is_readable_migration_entry(entry));
+	smp_wmb();	/* The PTEs before the PMD that leads to them. */
+	pmd_populate(mm, pmdp, table);
+}
+
+/*
+ * Is there a huge migration entry for entry i of the migration, and is it done
+ * with? Its folio moved, or stayed, as a whole: then it is mapped. If its folio
+ * exploded, or is coherent memory, which core mm cannot split and so must not map
+ * by a PMD, the entry is split, for map_table().
+ */
+static bool map_huge(struct migrate_vma *migrate, pmd_t *pmdp, unsigned long i)
+{
+	struct vm_area_struct *vma = migrate->vma;
+	unsigned long src = migrate->src[i], dst = migrate->dst[i];
+	struct page_vma_mapped_walk pvmw = {
+		.vma = vma,
+		.address = migrate->start + (i << PAGE_SHIFT),
+		.pmd = pmdp,
+	};
+	bool ours = false, whole;
+	struct page *target;
+	spinlock_t *ptl;
+
+	if (!thp_migration_supported() || !pmdp || !(src & MIGRATE_PFN_VALID) ||
+	    !is_pmd_migration_entry(pmdp_get_lockless(pmdp)))
+		return false;
+
+	target = migrate_target(src, dst);
+	whole = migrate_nr(src, dst) == PTRS_PER_PTE &&
+		!is_device_coherent_page(target);
+	ptl = pmd_lock(vma->vm_mm, pmdp);
+	if (is_pmd_migration_entry(*pmdp))
+		ours = swp_offset_pfn(pmd_to_swp_entry(*pmdp)) ==
+		       page_to_pfn(migrate_pfn_to_page(src));
+	if (ours && whole) {
+		if (is_device_private_page(target))
+			map_device_table(vma, pmdp, pvmw.address, target);
+		else
+			remove_migration_pmd(&pvmw, target);
+	}
+	/* As split_huge_pmd(), but nothing changes for those who listen. */
+	if (ours && !whole)
+		split_huge_pmd_locked(vma, pvmw.address, pmdp, false, NULL);
+	spin_unlock(ptl);
+	return ours && whole;
+}
+
+/* The walk of the rmap for one entry of a migration. */
+struct rmap_entry {
+	struct page *src;
+	struct page *target;
+	unsigned long nr;
+	pgoff_t pgoff;
+};
+
+static bool map_entry_one(struct folio *folio, struct vm_area_struct *vma,
+			  unsigned long addr, void *arg)
+{
+	const struct rmap_entry *e = arg;
+	struct page_vma_mapped_walk pvmw = {
+		.pfn = page_to_pfn(e->src),
+		.nr_pages = e->nr,
+		.pgoff = e->pgoff,
+		.vma = vma,
+		.address = vma_address(vma, e->pgoff, e->nr),
+		.flags = PVMW_SYNC | PVMW_MIGRATION,
+	};
+	unsigned long i;
+
+	if (pvmw.address == -EFAULT)
+		return true;
+	while (page_vma_mapped_walk(&pvmw)) {
+		if (WARN_ON_ONCE(!pvmw.pte))
+			continue;
+		i = linear_page_index(vma, pvmw.address) - e->pgoff;
+		map_ptes(vma, pvmw.address, pvmw.pte, e->src + i, e->target + i, 1);
+		if (vma->vm_flags & VM_LOCKED)
+			mlock_drain_local();
+	}
+	return true;
+}
+
+/**
+ * migrate_map_by_rmap() - map an entry of a migration wherever it was mapped
+ * @src: the src entry
+ * @dst: the dst entry
+ *
+ * For pages that page tables besides the one of the migration map, or that were
+ * found by pfn.
+ *
+ * Context: Process context, caller holds the folio locks. Takes the anon_vma or
+ * i_mmap lock. May sleep.
+ */
+void migrate_map_by_rmap(unsigned long src, unsigned long dst)
+{
+	struct page *page = migrate_pfn_to_page(src);
+	struct folio *folio = page_folio(page);
+	struct rmap_entry e = {
+		.src = page,
+		.target = migrate_target(src, dst),
+		.nr = migrate_nr(src, dst),
+	};
+	struct rmap_walk_control rwc = {
+		.rmap_one = map_entry_one,
+		.arg = &e,
+	};
+
+	if (e.nr == folio_nr_pages(folio)) {
+		remove_migration_ptes(folio, page_folio(e.target), 0);
+		return;
+	}
+	/* It exploded: the index of the page is that of its piece. */
+	e.pgoff = folio->index + folio_page_idx(folio, page);
+	rmap_walk(page_folio(e.target), &rwc);
+}
+
 /**
  * migrate_vma_map() - turn the migration entries of a range into mappings
  * @migrate: the migration, after the pages step or in its place
+ * @first: index of the first entry
+ * @last: index behind the last one
  *
  * Each page of src is mapped again where it was: the destination if it has
  * moved, the source else. Every mapping takes a reference.
@@ -173,23 +353,25 @@ static void map_table(struct migrate_vma *migrate, pmd_t *pmdp,
  * Context: Process context, caller holds mmap_lock and the folio locks.
  * May sleep.
  */
-void migrate_vma_map(struct migrate_vma *migrate)
+void migrate_vma_map(struct migrate_vma *migrate, unsigned long first,
+		     unsigned long last)
 {
-	struct vm_area_struct *vma = migrate->vma;
 	unsigned long addr, next, i;
 
-	for (addr = migrate->start; addr < migrate->end; addr = next) {
-		next = pmd_addr_end(addr, migrate->end);
-		map_table(migrate, mm_find_pmd(vma->vm_mm, addr), addr, next);
-	}
-	for (i = 0; i < migrate->npages; i++) {
-		unsigned long src = migrate->src[i];
+	for (i = first; i < last; i = next) {
+		pmd_t *pmdp;
 
-		if ((src & MIGRATE_PFN_VALID) && (src & MIGRATE_PFN_SHARED))
-			remove_migration_ptes(migrate_pfn_folio(src),
-					      migrate_target(src, migrate->dst[i]),
-					      0);
+		addr = migrate->start + (i << PAGE_SHIFT);
+		next = migrate_index(migrate, pmd_addr_end(addr,
+				migrate->start + (last << PAGE_SHIFT)));
+		pmdp = mm_find_pmd(migrate->vma->vm_mm, addr);
+		if (!map_huge(migrate, pmdp, i))
+			map_table(migrate, pmdp, i, next);
 	}
+	for (i = first; i < last; i++)
+		if ((migrate->src[i] & MIGRATE_PFN_VALID) &&
+		    (migrate->src[i] & MIGRATE_PFN_SHARED))
+			migrate_map_by_rmap(migrate->src[i], migrate->dst[i]);
 }
 
 /* Nothing comes into being at this address: the driver's page is not used. */
@@ -200,7 +382,7 @@ static void refuse_hole(struct migrate_vma *migrate, unsigned long i)
 
 static bool is_fillable(const struct migrate_vma *migrate, unsigned long i)
 {
-	return migrate->src[i] == MIGRATE_PFN_MIGRATE;
+	return migrate_is_hole(migrate->src[i]);
 }
 
 /* The page table for @addr, made if need be; none where a huge page has come. */
@@ -216,9 +398,11 @@ static pmd_t *alloc_table(struct mm_struct *mm, unsigned long addr)
 }
 
 /* Everything about a new folio that may fail or sleep. */
-static bool prepare_folio(struct vm_area_struct *vma, struct folio *folio)
+static bool prepare_folio(struct vm_area_struct *vma, unsigned long addr,
+			  struct folio *folio, unsigned long nr)
 {
-	if (folio_test_large(folio))
+	if (folio_nr_pages(folio) != nr || nr > PTRS_PER_PTE ||
+	    !IS_ALIGNED(addr, nr << PAGE_SHIFT))
 		return false;
 	if (folio_is_zone_device(folio) && !folio_is_device_private(folio) &&
 	    !folio_is_device_coherent(folio))
@@ -248,30 +432,62 @@ static bool vacate_pte(struct mm_struct *mm, unsigned long addr, pte_t *ptep,
 	return true;
 }
 
-static pte_t new_pte(struct vm_area_struct *vma, struct folio *folio)
+static bool vacate_ptes(struct mm_struct *mm, unsigned long addr, pte_t *ptep,
+			unsigned long nr, bool *flush)
+{
+	for (; nr; nr--, addr += PAGE_SIZE, ptep++)
+		if (!vacate_pte(mm, addr, ptep, flush))
+			return false;
+	return true;
+}
+
+static pte_t new_pte(struct vm_area_struct *vma, struct page *page)
 {
 	bool write = vma->vm_flags & VM_WRITE;
 	pte_t pte;
 
-	if (folio_is_device_private(folio))
-		return device_private_pte(&folio->page, write, true, false);
+	if (is_device_private_page(page))
+		return device_private_pte(page, write, true, false);
 
-	pte = mk_pte(&folio->page, vma->vm_page_prot);
+	pte = mk_pte(page, vma->vm_page_prot);
 	return write ? pte_mkwrite(pte_mkdirty(pte), vma) : pte;
+}
+
+/*
+ * folio_add_new_anon_rmap() takes a folio that is as large as a PMD for mapped by
+ * one. So a large folio becomes anonymous here, and is then mapped as an old one.
+ */
+static void make_anon(struct vm_area_struct *vma, unsigned long addr,
+		      struct folio *folio)
+{
+	unsigned long anon_vma = (unsigned long)vma->anon_vma;
+
+	if (!(vma->vm_flags & VM_DROPPABLE))
+		__folio_set_swapbacked(folio);
+	folio->index = linear_page_index(vma, addr);
+	WRITE_ONCE(folio->mapping, (void *)(anon_vma | PAGE_MAPPING_ANON));
+	mod_mthp_stat(folio_order(folio), MTHP_STAT_NR_ANON, 1);
 }
 
 static void install_folio(struct vm_area_struct *vma, unsigned long addr,
 			  pte_t *ptep, struct folio *folio)
 {
-	pte_t pte = new_pte(vma, folio);
+	unsigned long i, nr = folio_nr_pages(folio);
 
-	folio_get(folio);
-	folio_add_new_anon_rmap(folio, vma, addr, RMAP_EXCLUSIVE);
+	if (nr == 1) {
+		folio_get(folio);
+		folio_add_new_anon_rmap(folio, vma, addr, RMAP_EXCLUSIVE);
+	} else {
+		make_anon(vma, addr, folio);
+		add_rmap(vma, addr, &folio->page, nr, true);
+	}
 	if (!folio_is_zone_device(folio))
 		folio_add_lru_vma(folio, vma);
-	set_pte_at(vma->vm_mm, addr, ptep, pte);
-	if (pte_present(pte))
-		update_mmu_cache(vma, addr, ptep);
+	for (i = 0; i < nr; i++)
+		set_pte_at(vma->vm_mm, addr + i * PAGE_SIZE, ptep + i,
+			   new_pte(vma, folio_page(folio, i)));
+	if (!folio_is_device_private(folio))
+		update_mmu_cache_range(NULL, vma, addr, ptep, nr);
 }
 
 /* Both passes over a table: make sure that it is empty, flush once, install. */
@@ -286,7 +502,8 @@ static void install_ptes(struct migrate_vma *migrate, pte_t *ptep,
 
 	for (i = 0; i < n; i++)
 		if (is_fillable(migrate, first + i) &&
-		    !vacate_pte(vma->vm_mm, addr + i * PAGE_SIZE, ptep + i, &flush))
+		    !vacate_ptes(vma->vm_mm, addr + i * PAGE_SIZE, ptep + i,
+				 migrate_pfn_nr(migrate->dst[first + i]), &flush))
 			refuse_hole(migrate, first + i);
 	if (flush)
 		flush_tlb_range(vma, addr, end);
@@ -296,7 +513,7 @@ static void install_ptes(struct migrate_vma *migrate, pte_t *ptep,
 			continue;
 		install_folio(vma, addr + i * PAGE_SIZE, ptep + i,
 			      migrate_pfn_folio(migrate->dst[first + i]));
-		filled++;
+		filled += migrate_pfn_nr(migrate->dst[first + i]);
 	}
 	add_mm_counter(vma->vm_mm, MM_ANONPAGES, filled);
 }
@@ -377,7 +594,9 @@ void migrate_vma_fill_holes(struct migrate_vma *migrate, unsigned long first,
 		struct folio *folio = migrate_pfn_folio(migrate->dst[i]);
 
 		if (is_fillable(migrate, i) &&
-		    (!folio || !usable || !prepare_folio(vma, folio)))
+		    (!folio || !usable ||
+		     !prepare_folio(vma, migrate->start + (i << PAGE_SHIFT),
+				    folio, migrate_pfn_nr(migrate->dst[i]))))
 			refuse_hole(migrate, i);
 	}
 
@@ -448,7 +667,9 @@ vm_fault_t device_private_fault(struct vm_fault *vmf, swp_entry_t entry)
 	folio_get(folio);
 	pte_unmap_unlock(vmf->pte, vmf->ptl);
 	vmf->page = pfn_swap_entry_to_page(entry);
-	ret = folio->page.pgmap->ops->migrate_to_ram(vmf);
+	ret = page_pgmap(vmf->page)->ops->migrate_to_ram(vmf);
+	/* It may have been split: then the lock and the reference went along. */
+	folio = page_folio(vmf->page);
 	folio_unlock(folio);
 	folio_put(folio);
 	return ret;

@@ -12,6 +12,7 @@
 #define _LINUX_MIGRATE_DEVICE_H
 
 #include <linux/migrate.h>
+#include <linux/mm.h>
 
 /**
  * enum migrate_stay - reason for which a page is not part of a migration
@@ -65,6 +66,24 @@ static inline enum migrate_stay migrate_pfn_to_stay(unsigned long mpfn)
 	if (mpfn & (MIGRATE_PFN_VALID | MIGRATE_PFN_MIGRATE))
 		return MIGRATE_STAY_UNSELECTED;
 	return mpfn >> MIGRATE_PFN_SHIFT;
+}
+
+/**
+ * migrate_pfn_nr() - how many pages does an entry stand for?
+ * @mpfn: src or dst entry
+ *
+ * The entries behind it, of the other pages, are 0.
+ *
+ * Return: The pages of the folio, if the entry has %MIGRATE_PFN_COMPOUND; a
+ * PMD's worth for a hole that has; else 1.
+ */
+static inline unsigned long migrate_pfn_nr(unsigned long mpfn)
+{
+	if (!(mpfn & MIGRATE_PFN_COMPOUND))
+		return 1;
+	return mpfn & MIGRATE_PFN_VALID ?
+	       folio_nr_pages(page_folio(migrate_pfn_to_page(mpfn))) :
+	       PTRS_PER_PTE;
 }
 
 #endif /* CONFIG_MIGRATION */
