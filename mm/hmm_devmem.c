@@ -57,6 +57,10 @@
 
 #define BATCH		HMM_DEVMEM_BATCH
 
+/* What one page table maps is a batch, and so is the largest block. */
+static_assert(BATCH >= PTRS_PER_PTE);
+static_assert(BATCH == 1UL << (HMM_DEVMEM_ORDERS - 1));
+
 /* order_of: not the first page of a block */
 #define NO_BLOCK	0xff
 
@@ -68,6 +72,7 @@ struct hmm_devmem_scratch {
 	unsigned long		src[BATCH];
 	unsigned long		dst[BATCH];
 	struct page		*pages[BATCH];
+	u16			at[BATCH];
 	struct hmm_devmem_copy	copies[BATCH];
 };
 
@@ -200,17 +205,25 @@ static struct page *node_page(struct llist_node *node)
 	return container_of((void **)node, struct page, zone_device_data);
 }
 
-/* Under devmem->lock. */
-static void chunk_absorb(struct hmm_devmem_chunk *chunk)
+/*
+ * Makes blocks of what has returned, under devmem->lock: not of all at once, as
+ * a process that ends returns a lot. Says whether there is more.
+ */
+static bool chunk_absorb(struct hmm_devmem_chunk *chunk)
 {
-	struct llist_node *node = llist_del_all(&chunk->returned);
+	unsigned long n;
 
-	while (node) {
-		struct page *page = node_page(node);
+	if (!chunk->pending)
+		chunk->pending = llist_del_all(&chunk->returned);
+	for (n = 0; chunk->pending && n < BATCH; n++) {
+		struct page *page = node_page(chunk->pending);
 
-		node = node->next;
-		block_free(chunk, chunk_index(chunk, page), 0);
+		chunk->pending = chunk->pending->next;
+		/* It still is the folio that was freed. */
+		block_free(chunk, chunk_index(chunk, page),
+			   folio_order(page_folio(page)));
 	}
+	return chunk->pending;
 }
 
 /*
@@ -223,7 +236,7 @@ static void chunk_set_empty(struct hmm_devmem_chunk *chunk)
 	list_del_init(&chunk->avail);
 	/* Pairs with the barrier in chunk_return(). */
 	smp_mb();
-	if (!llist_empty(&chunk->returned))
+	if (chunk->pending || !llist_empty(&chunk->returned))
 		list_add_tail(&chunk->avail, &chunk->devmem->avail);
 }
 
@@ -284,16 +297,49 @@ static unsigned long take_pages(struct hmm_devmem *devmem, struct page **pages,
 	return taken;
 }
 
-/* Returns false, and the page is free again, if the driver has no use for it. */
-static bool give_out(struct hmm_devmem *devmem, struct page *page)
+static struct page *take_block(struct hmm_devmem *devmem, unsigned int order)
 {
-	page->zone_device_data = NULL;
-	if (devmem->ops->page_init && devmem->ops->page_init(devmem, page)) {
-		chunk_return(hmm_devmem_page_chunk(page), page);
-		return false;
+	struct hmm_devmem_chunk *chunk;
+	struct page *page;
+
+	guard(spinlock_irqsave)(&devmem->lock);
+	list_for_each_entry(chunk, &devmem->avail, avail) {
+		chunk_absorb(chunk);
+		page = block_take(chunk, order);
+		if (page)
+			return page;
 	}
-	zone_device_page_init(page);
-	return true;
+	return NULL;
+}
+
+static void give_back(struct hmm_devmem_chunk *chunk, struct page *page,
+		      unsigned int order)
+{
+	guard(spinlock_irqsave)(&chunk->devmem->lock);
+	block_free(chunk, chunk_index(chunk, page), order);
+	if (!chunk->hidden && list_empty(&chunk->avail))
+		list_add_tail(&chunk->avail, &chunk->devmem->avail);
+}
+
+/*
+ * From free pages to a folio, locked and with a reference; or they are free
+ * again, if the driver has no use for it. What the driver sees of the folio, its
+ * order and data, is there when the first reference is.
+ */
+static struct folio *give_out(struct hmm_devmem *devmem, struct page *page,
+			      unsigned int order)
+{
+	struct hmm_devmem_chunk *chunk = hmm_devmem_page_chunk(page);
+	struct folio *folio = (struct folio *)page;
+
+	page->zone_device_data = NULL;
+	zone_device_folio_prepare(folio, &chunk->pgmap, order);
+	if (devmem->ops->folio_init && devmem->ops->folio_init(devmem, folio)) {
+		give_back(chunk, page, order);
+		return NULL;
+	}
+	zone_device_folio_get(folio);
+	return folio;
 }
 
 /* Fills @pages with pages of the device, locked; returns how many there are. */
@@ -306,26 +352,49 @@ static unsigned long alloc_device_pages(struct hmm_devmem *devmem,
 		return 0;
 	taken = take_pages(devmem, pages, n);
 	for (i = 0; i < taken; i++)
-		if (give_out(devmem, pages[i]))
+		if (give_out(devmem, pages[i], 0))
 			pages[given++] = pages[i];
 	return given;
 }
 
-static void devmem_page_free(struct page *page)
+static struct folio *alloc_device_folio(struct hmm_devmem *devmem,
+					unsigned int order)
 {
-	struct hmm_devmem_chunk *chunk = hmm_devmem_page_chunk(page);
+	struct page *page;
+
+	if (READ_ONCE(devmem->going))
+		return NULL;
+	page = take_block(devmem, order);
+	return page ? give_out(devmem, page, order) : NULL;
+}
+
+static void devmem_folio_free(struct folio *folio)
+{
+	struct hmm_devmem_chunk *chunk = hmm_devmem_page_chunk(&folio->page);
 	struct hmm_devmem *devmem = chunk->devmem;
 
-	if (devmem->ops->page_exit)
-		devmem->ops->page_exit(devmem, page);
-	chunk_return(chunk, page);
+	if (devmem->ops->folio_exit)
+		devmem->ops->folio_exit(devmem, folio);
+	chunk_return(chunk, &folio->page);
+}
+
+static void devmem_folio_split(struct folio *head, struct folio *tail)
+{
+	const struct hmm_devmem_ops *ops =
+		hmm_devmem_page_chunk(&head->page)->devmem->ops;
+
+	if (ops->folio_split)
+		ops->folio_split(head, tail);
 }
 
 /* --- Moving pages --------------------------------------------------------- */
 
 /*
- * One batch on its way. @copies and @pages have an entry for each page that is to
- * move, in the order of @src and @dst.
+ * One batch on its way.
+ *
+ * Each source gets a destination as large, if there is one, or several that are
+ * smaller. So there is a copy for each destination, and @at says which entry of
+ * @dst it belongs to.
  */
 struct move {
 	struct hmm_devmem		*devmem;
@@ -335,25 +404,63 @@ struct move {
 	unsigned long			*src;
 	unsigned long			*dst;
 	struct page			**pages;
+	u16				*at;
 	struct hmm_devmem_copy		*copies;
+	unsigned long			nr_copies;
+	int				err;
 	struct hmm_devmem_result	*result;
 };
 
-/* Returns how many entries have a page that is to move, or are a hole. */
-static unsigned long list_sources(struct move *m)
+static struct move move_of(struct hmm_devmem *devmem,
+			   struct hmm_devmem_scratch *scratch,
+			   struct hmm_devmem_result *result)
 {
-	unsigned long i, n = 0;
-
-	for (i = 0; i < m->n; i++) {
-		m->dst[i] = 0;
-		if (!(m->src[i] & MIGRATE_PFN_MIGRATE))
-			continue;
-		m->copies[n++] = (struct hmm_devmem_copy) {
-			.src = migrate_pfn_to_page(m->src[i]),
-		};
-	}
-	return n;
+	return (struct move) {
+		.devmem = devmem,
+		.src = scratch->src,
+		.dst = scratch->dst,
+		.pages = scratch->pages,
+		.at = scratch->at,
+		.copies = scratch->copies,
+		.result = result,
+	};
 }
+
+/* The source, or hole, that begins at entry i, and moves; its pages, or 0. */
+static unsigned long nr_to_move(const struct move *m, unsigned long i)
+{
+	return m->src[i] & MIGRATE_PFN_MIGRATE ? migrate_pfn_nr(m->src[i]) : 0;
+}
+
+/* After setup: what stays, and why. */
+static void count_stayed(struct move *m)
+{
+	const unsigned long live = MIGRATE_PFN_VALID | MIGRATE_PFN_MIGRATE;
+	unsigned long i, n;
+
+	for (i = 0; i < m->n; i += n) {
+		n = 1;
+		if (m->src[i] & live)
+			n = migrate_pfn_nr(m->src[i]);
+		else
+			m->result->stayed[migrate_pfn_to_stay(m->src[i])]++;
+	}
+}
+
+static void add_copy(struct move *m, unsigned long i, unsigned long k,
+		     struct page *dst, unsigned long nr)
+{
+	struct page *src = migrate_pfn_to_page(m->src[i]);
+
+	m->at[m->nr_copies] = i + k;
+	m->copies[m->nr_copies++] = (struct hmm_devmem_copy) {
+		.src = src ? src + k : NULL,
+		.dst = dst,
+		.nr = nr,
+	};
+}
+
+/* --- Destinations --- */
 
 static unsigned long alloc_ram_pages(struct move *m, unsigned long n)
 {
@@ -371,31 +478,123 @@ static unsigned long alloc_ram_pages(struct move *m, unsigned long n)
 	return got;
 }
 
-static void drop_page(struct page *page)
+/* Large folios are taken if they are at hand: nobody is to wait for one. */
+static struct folio *alloc_ram_folio(struct move *m, unsigned int order)
 {
-	unlock_page(page);
-	put_page(page);
+	gfp_t gfp = m->gfp;
+	struct folio *folio;
+
+	if (order)
+		gfp = (gfp & ~__GFP_DIRECT_RECLAIM) | __GFP_NOWARN;
+	folio = folio_alloc(gfp, order);
+	if (folio)
+		folio_lock(folio);
+	return folio;
+}
+
+static struct folio *alloc_folio(struct move *m, unsigned int order)
+{
+	const struct hmm_devmem_ops *ops = m->devmem->ops;
+
+	if (order > ops->max_order)
+		return NULL;
+	if (order && ops->may_alloc &&
+	    !ops->may_alloc(m->devmem, m->to_device, order))
+		return NULL;
+	return m->to_device ? alloc_device_folio(m->devmem, order) :
+			      alloc_ram_folio(m, order);
+}
+
+/* The order to try next; core mm has no anonymous folios of two pages. */
+static unsigned int smaller_order(unsigned int order)
+{
+	return order > 2 ? order - 1 : 0;
+}
+
+/* Destinations for a large source: one, or what there is, large ones first. */
+static void alloc_pieces(struct move *m, unsigned long i, unsigned long nr)
+{
+	unsigned int order = ilog2(nr);
+	struct folio *folio;
+	unsigned long k = 0;
+
+	while (k < nr) {
+		folio = alloc_folio(m, order);
+		if (folio) {
+			add_copy(m, i, k, &folio->page, 1UL << order);
+			k += 1UL << order;
+		} else if (order) {
+			order = smaller_order(order);
+		} else {
+			break;
+		}
+	}
+	m->result->no_memory += nr - k;
+}
+
+/* Destinations for all sources of one page, at once. */
+static void alloc_singles(struct move *m, unsigned long wanted)
+{
+	unsigned long got, i, k = 0;
+
+	if (!wanted)
+		return;
+	got = m->to_device ? alloc_device_pages(m->devmem, m->pages, wanted) :
+			     alloc_ram_pages(m, wanted);
+	for (i = 0; k < got; i++)
+		if (nr_to_move(m, i) == 1)
+			add_copy(m, i, 0, m->pages[k++], 1);
+	m->result->no_memory += wanted - got;
+}
+
+/* A hole may come to be on the device. Nobody wants it filled with RAM. */
+static void keep_hole(struct move *m, unsigned long i)
+{
+	if (!m->to_device && !(m->src[i] & MIGRATE_PFN_VALID))
+		m->src[i] &= ~(MIGRATE_PFN_MIGRATE | MIGRATE_PFN_COMPOUND);
+}
+
+static void alloc_destinations(struct move *m)
+{
+	unsigned long i, nr, singles = 0;
+
+	m->nr_copies = 0;
+	for (i = 0; i < m->n; i++) {
+		m->dst[i] = 0;
+		keep_hole(m, i);
+		nr = nr_to_move(m, i);
+		if (nr > 1)
+			alloc_pieces(m, i, nr);
+		else
+			singles += nr;
+	}
+	alloc_singles(m, singles);
 }
 
 /* Have the driver copy; afterwards each copy says whether it failed. */
-static void copy_all(struct move *m, unsigned long n)
+static void copy_all(struct move *m)
 {
 	const struct hmm_devmem_ops *ops = m->devmem->ops;
 	struct hmm_devmem_batch batch = {
 		.devmem = m->devmem,
 		.copies = m->copies,
-		.nr = n,
+		.nr = m->nr_copies,
 		.to_device = m->to_device,
 	};
 	unsigned long i;
-	int err;
 
-	err = ops->copy(&batch);
-	if (!err && ops->wait)
-		err = ops->wait(&batch);
-	if (err)
-		for (i = 0; i < n; i++)
+	m->err = ops->copy(&batch);
+	if (!m->err && ops->wait)
+		m->err = ops->wait(&batch);
+	if (m->err)
+		for (i = 0; i < m->nr_copies; i++)
 			m->copies[i].failed = true;
+}
+
+static void drop_folio(struct folio *folio)
+{
+	folio_unlock(folio);
+	folio_put(folio);
 }
 
 /*
@@ -404,48 +603,42 @@ static void copy_all(struct move *m, unsigned long n)
  */
 static void fill_destinations(struct move *m)
 {
-	unsigned long wanted = list_sources(m);
-	unsigned long got, i, k;
+	unsigned long i;
 
-	if (!wanted)
+	count_stayed(m);
+	alloc_destinations(m);
+	if (!m->nr_copies)
 		return;
-	got = m->to_device ? alloc_device_pages(m->devmem, m->pages, wanted) :
-			     alloc_ram_pages(m, wanted);
-	m->result->no_memory += wanted - got;
-	if (!got)
-		return;
+	copy_all(m);
 
-	for (k = 0; k < got; k++)
-		m->copies[k].dst = m->pages[k];
-	copy_all(m, got);
+	for (i = 0; i < m->nr_copies; i++) {
+		const struct hmm_devmem_copy *copy = &m->copies[i];
+		unsigned long *dst = &m->dst[m->at[i]];
 
-	for (i = 0, k = 0; k < got; i++) {
-		struct hmm_devmem_copy *copy;
-
-		if (!(m->src[i] & MIGRATE_PFN_MIGRATE))
-			continue;
-		copy = &m->copies[k++];
 		if (copy->failed) {
-			m->result->not_copied++;
-			drop_page(copy->dst);
+			m->result->not_copied += copy->nr;
+			drop_folio(page_folio(copy->dst));
 			continue;
 		}
-		m->dst[i] = migrate_pfn(page_to_pfn(copy->dst));
+		*dst = migrate_pfn(page_to_pfn(copy->dst));
+		if (copy->nr > 1)
+			*dst |= MIGRATE_PFN_COMPOUND;
 	}
 }
 
-/* After the pages step; what had no destination is on another account. */
-static void count_result(struct move *m)
+/* After the pages step: what had a destination has moved, or was in use. */
+static void count_moved(struct move *m)
 {
-	unsigned long i;
+	unsigned long i, nr;
 
 	for (i = 0; i < m->n; i++) {
+		if (!m->dst[i])
+			continue;
+		nr = migrate_pfn_nr(m->dst[i]);
 		if (m->src[i] & MIGRATE_PFN_MIGRATE)
-			m->result->moved++;
-		else if (m->dst[i])
-			m->result->stayed[MIGRATE_STAY_PINNED]++;
-		else if (!(m->src[i] & MIGRATE_PFN_VALID))
-			m->result->stayed[migrate_pfn_to_stay(m->src[i])]++;
+			m->result->moved += nr;
+		else
+			m->result->stayed[MIGRATE_STAY_PINNED] += nr;
 	}
 }
 
@@ -458,49 +651,112 @@ static unsigned long select_flag(const struct hmm_devmem *devmem)
 
 /* --- The CPU touches a private page --------------------------------------- */
 
-static vm_fault_t devmem_migrate_to_ram(struct vm_fault *vmf)
+/*
+ * The pages around the address that are those of the folio, as far as the VMA
+ * goes: the core finds out whether they are mapped there.
+ */
+static void folio_range(const struct vm_fault *vmf, unsigned long *start,
+			unsigned long *end)
 {
-	struct hmm_devmem *devmem = hmm_devmem_page_chunk(vmf->page)->devmem;
+	struct folio *folio = page_folio(vmf->page);
+	unsigned long addr = vmf->address & PAGE_MASK;
+	unsigned long before = folio_page_idx(folio, vmf->page) << PAGE_SHIFT;
+	unsigned long behind = folio_size(folio) - before;
+
+	*start = addr - min(before, addr - vmf->vma->vm_start);
+	*end = addr + min(behind, vmf->vma->vm_end - addr);
+}
+
+/* After the pages step: has page @at gone where it was to go? */
+static bool has_moved(const struct move *m, unsigned long at)
+{
+	unsigned long i = at;
+
+	while (i && !m->dst[i])
+		i--;
+	return m->dst[i] && (m->src[i] & MIGRATE_PFN_MIGRATE) &&
+	       at - i < migrate_pfn_nr(m->dst[i]);
+}
+
+static vm_fault_t fault_migrate(struct vm_fault *vmf, struct move *m,
+				unsigned long start, unsigned long end)
+{
+	struct migrate_vma args = {
+		.vma = vmf->vma,
+		.start = start,
+		.end = end,
+		.src = m->src,
+		.dst = m->dst,
+		.pgmap_owner = m->devmem,
+		.flags = MIGRATE_VMA_SELECT_DEVICE_PRIVATE |
+			 MIGRATE_VMA_SELECT_COMPOUND,
+		.fault_page = vmf->page,
+	};
+	unsigned long at = ((vmf->address & PAGE_MASK) - start) >> PAGE_SHIFT;
+	bool moved;
+
+	m->n = (end - start) >> PAGE_SHIFT;
+	if (migrate_vma_setup(&args))
+		return VM_FAULT_SIGBUS;
+	fill_destinations(m);
+	migrate_vma_pages(&args);
+	moved = has_moved(m, at);
+	migrate_vma_finalize(&args);
+
+	/* The others would fail again at once: do not come back for more. */
+	if (moved || m->err == -EBUSY)
+		return 0;
+	if (m->result->no_memory)
+		return VM_FAULT_OOM;
+	return m->result->not_copied ? VM_FAULT_SIGBUS : 0;
+}
+
+static vm_fault_t fault_one_page(struct vm_fault *vmf, struct hmm_devmem *devmem)
+{
 	unsigned long addr = vmf->address & PAGE_MASK;
 	struct hmm_devmem_result result = { };
 	struct hmm_devmem_copy copy;
-	unsigned long src = 0, dst = 0;
+	unsigned long src, dst;
 	struct page *page;
-	struct migrate_vma args = {
-		.vma = vmf->vma,
-		.start = addr,
-		.end = addr + PAGE_SIZE,
-		.src = &src,
-		.dst = &dst,
-		.pgmap_owner = devmem,
-		.flags = MIGRATE_VMA_SELECT_DEVICE_PRIVATE,
-		.fault_page = vmf->page,
-	};
-	struct move m = {
+	u16 at;
+
+	return fault_migrate(vmf, &(struct move) {
 		.devmem = devmem,
 		.gfp = GFP_HIGHUSER_MOVABLE,
-		.n = 1,
 		.src = &src,
 		.dst = &dst,
 		.pages = &page,
+		.at = &at,
 		.copies = &copy,
 		.result = &result,
-	};
+	}, addr, addr + PAGE_SIZE);
+}
 
-	if (migrate_vma_setup(&args))
-		return VM_FAULT_SIGBUS;
-	fill_destinations(&m);
-	migrate_vma_pages(&args);
-	migrate_vma_finalize(&args);
+/* A large folio comes back whole: who touches one page will touch the others. */
+static vm_fault_t devmem_migrate_to_ram(struct vm_fault *vmf)
+{
+	struct hmm_devmem *devmem = hmm_devmem_page_chunk(vmf->page)->devmem;
+	struct hmm_devmem_scratch *scratch = NULL;
+	struct hmm_devmem_result result = { };
+	unsigned long start, end;
+	struct move m;
+	vm_fault_t ret;
 
-	/* Both would fail again at once: do not come back for more. */
-	if (result.no_memory)
-		return VM_FAULT_OOM;
-	return result.not_copied ? VM_FAULT_SIGBUS : 0;
+	if (folio_test_large(page_folio(vmf->page)))
+		scratch = kvmalloc(sizeof(*scratch), GFP_KERNEL | __GFP_NOWARN);
+	if (!scratch)
+		return fault_one_page(vmf, devmem);
+	folio_range(vmf, &start, &end);
+	m = move_of(devmem, scratch, &result);
+	m.gfp = GFP_HIGHUSER_MOVABLE;
+	ret = fault_migrate(vmf, &m, start, end);
+	kvfree(scratch);
+	return ret;
 }
 
 static const struct dev_pagemap_ops devmem_pagemap_ops = {
-	.page_free	= devmem_page_free,
+	.folio_free	= devmem_folio_free,
+	.folio_split	= devmem_folio_split,
 	.migrate_to_ram	= devmem_migrate_to_ram,
 };
 
@@ -644,7 +900,9 @@ static bool may_grow(struct hmm_devmem *devmem, unsigned long n)
 
 	guard(spinlock_irqsave)(&devmem->lock);
 	list_for_each_entry(chunk, &devmem->avail, avail) {
-		chunk_absorb(chunk);
+		/* More is to come: enough to try before it grows. */
+		if (chunk_absorb(chunk))
+			return false;
 		nr_free += chunk->nr_free;
 		if (nr_free >= n)
 			return false;
@@ -679,9 +937,17 @@ static void hide_chunk(struct hmm_devmem_chunk *chunk, bool hidden)
 
 static unsigned long chunk_nr_in_use(struct hmm_devmem_chunk *chunk)
 {
-	guard(spinlock_irqsave)(&chunk->devmem->lock);
-	chunk_absorb(chunk);
-	return chunk->nr_pages - chunk->nr_free;
+	unsigned long nr;
+	bool more;
+
+	do {
+		scoped_guard(spinlock_irqsave, &chunk->devmem->lock) {
+			more = chunk_absorb(chunk);
+			nr = chunk->nr_pages - chunk->nr_free;
+		}
+		cond_resched();
+	} while (more);
+	return nr;
 }
 
 /* The next page from @i on that is in no block. No lock: a hint. */
@@ -701,23 +967,15 @@ static void evict_batch(struct hmm_devmem_chunk *chunk, unsigned long i,
 			unsigned long n, struct hmm_devmem_result *result)
 {
 	struct hmm_devmem *devmem = chunk->devmem;
-	struct hmm_devmem_scratch *scratch = devmem->scratch;
-	struct move m = {
-		.devmem = devmem,
-		.gfp = GFP_HIGHUSER_MOVABLE | __GFP_RETRY_MAYFAIL | __GFP_NOWARN,
-		.n = n,
-		.src = scratch->src,
-		.dst = scratch->dst,
-		.pages = scratch->pages,
-		.copies = scratch->copies,
-		.result = result,
-	};
+	struct move m = move_of(devmem, devmem->scratch, result);
 
+	m.gfp = GFP_HIGHUSER_MOVABLE | __GFP_RETRY_MAYFAIL | __GFP_NOWARN;
+	m.n = n;
 	if (migrate_device_range(m.src, chunk_pfn(chunk) + i, n))
 		return;
 	fill_destinations(&m);
 	migrate_device_pages(m.src, m.dst, n);
-	count_result(&m);
+	count_moved(&m);
 	migrate_device_finalize(m.src, m.dst, n);
 }
 
@@ -727,7 +985,8 @@ static void evict_pass(struct hmm_devmem_chunk *chunk,
 	unsigned long i = 0, n;
 
 	while ((i = next_in_use(chunk, i)) < chunk->nr_pages) {
-		n = min(chunk->nr_pages - i, BATCH);
+		/* No folio goes beyond the end of the largest block. */
+		n = BATCH - i % BATCH;
 		evict_batch(chunk, i, n, result);
 		i += n;
 		cond_resched();
@@ -759,6 +1018,18 @@ static int evict_chunk(struct hmm_devmem_chunk *chunk, unsigned long deadline,
 		schedule_timeout_idle(1);
 	}
 	return 0;
+}
+
+static void add_result(struct hmm_devmem_result *sum,
+		       const struct hmm_devmem_result *result)
+{
+	int why;
+
+	sum->moved += result->moved;
+	sum->no_memory += result->no_memory;
+	sum->not_copied += result->not_copied;
+	for (why = 0; why < NR_MIGRATE_STAY; why++)
+		sum->stayed[why] += result->stayed[why];
 }
 
 /* Chunks are removed under shrink_lock alone, so the one found stays. */
@@ -800,9 +1071,12 @@ int hmm_devmem_evict(struct hmm_devmem *devmem, unsigned long timeout,
 
 	guard(mutex)(&devmem->shrink_lock);
 	while ((chunk = next_chunk(devmem, chunk))) {
-		err = evict_chunk(chunk, deadline, result);
+		struct hmm_devmem_result of_chunk = { };
+
+		err = evict_chunk(chunk, deadline, &of_chunk);
 		if (err)
 			ret = err;
+		add_result(result, &of_chunk);
 	}
 	return ret;
 }
@@ -866,7 +1140,7 @@ EXPORT_SYMBOL_GPL(hmm_devmem_shrink);
 
 /* --- Migration of a range ------------------------------------------------- */
 
-/* Moves a part: up to a batch, or the end of the VMA. Sets *@next behind it. */
+/* Moves a part: what is in one page table, and VMA. Sets *@next behind it. */
 static int migrate_part(struct hmm_devmem *devmem, struct mm_struct *mm,
 			unsigned long start, unsigned long end, bool to_device,
 			struct hmm_devmem_scratch *scratch,
@@ -877,25 +1151,20 @@ static int migrate_part(struct hmm_devmem *devmem, struct mm_struct *mm,
 		.src = scratch->src,
 		.dst = scratch->dst,
 		.pgmap_owner = devmem,
-		.flags = to_device ? MIGRATE_VMA_SELECT_SYSTEM :
-				     select_flag(devmem),
+		.flags = MIGRATE_VMA_SELECT_COMPOUND |
+			 (to_device ? MIGRATE_VMA_SELECT_SYSTEM :
+				      select_flag(devmem)),
 	};
-	struct move m = {
-		.devmem = devmem,
-		.to_device = to_device,
-		.gfp = GFP_HIGHUSER_MOVABLE | __GFP_NOWARN,
-		.src = scratch->src,
-		.dst = scratch->dst,
-		.pages = scratch->pages,
-		.copies = scratch->copies,
-		.result = result,
-	};
+	struct move m = move_of(devmem, scratch, result);
 	int err;
 
 	args.vma = vma_lookup(mm, start);
 	if (!args.vma || !(args.vma->vm_flags & VM_READ))
 		return -EFAULT;
-	args.end = min3(end, args.vma->vm_end, start + BATCH * PAGE_SIZE);
+	/* Not into the next page table: what a PMD maps moves whole. */
+	args.end = pmd_addr_end(start, min(end, args.vma->vm_end));
+	m.to_device = to_device;
+	m.gfp = GFP_HIGHUSER_MOVABLE | __GFP_NOWARN;
 	m.n = (args.end - start) >> PAGE_SHIFT;
 
 	err = migrate_vma_setup(&args);
@@ -903,7 +1172,7 @@ static int migrate_part(struct hmm_devmem *devmem, struct mm_struct *mm,
 		return err;
 	fill_destinations(&m);
 	migrate_vma_pages(&args);
-	count_result(&m);
+	count_moved(&m);
 	migrate_vma_finalize(&args);
 	*next = args.end;
 	return 0;
@@ -1017,7 +1286,7 @@ static struct hmm_devmem *devmem_alloc(const struct hmm_devmem_ops *ops,
 {
 	struct hmm_devmem *devmem;
 
-	if (!ops || !ops->copy)
+	if (!ops || !ops->copy || ops->max_order >= HMM_DEVMEM_ORDERS)
 		return ERR_PTR(-EINVAL);
 	devmem = kzalloc(sizeof(*devmem), GFP_KERNEL);
 	if (!devmem)
@@ -1073,7 +1342,7 @@ static struct hmm_devmem *devmem_start(struct hmm_devmem *devmem,
  *
  * Return: The pool, or an ERR_PTR():
  *
- * * -EINVAL - no copy callback; @size is 0 or no multiple of 2 MiB
+ * * -EINVAL - no copy callback; max_order is too large; @size is 0 or no multiple of 2 MiB
  * * -ENOMEM - out of memory
  * * what request_free_mem_region(), memremap_pages() and chunk_add() return
  */

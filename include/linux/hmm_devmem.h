@@ -27,15 +27,17 @@ struct resource;
 #define HMM_DEVMEM_ORDERS	10
 
 /**
- * struct hmm_devmem_copy - one page to copy
+ * struct hmm_devmem_copy - pages to copy, in a row on both sides
  * @dst: where to
  * @src: where from, or NULL: fill @dst with zeroes
+ * @nr: how many pages: 1, or up to 2^&hmm_devmem_ops.max_order
  * @data: the driver's, from copy to wait: a DMA address, say
- * @failed: set by the driver: this page was not copied, and stays where it is
+ * @failed: set by the driver: they were not copied, and stay where they are
  */
 struct hmm_devmem_copy {
 	struct page	*dst;
 	struct page	*src;
+	unsigned long	nr;
 	unsigned long	data;
 	bool		failed;
 };
@@ -44,7 +46,7 @@ struct hmm_devmem_copy {
  * struct hmm_devmem_batch - pages to copy, all in the same direction
  * @devmem: the pool
  * @copies: the pages
- * @nr: how many, at least one
+ * @nr: how many copies, at least one; %HMM_DEVMEM_BATCH pages at most
  * @to_device: from RAM to the device; else the other way
  * @data: the driver's, from copy to wait: a fence, say
  */
@@ -76,6 +78,7 @@ struct hmm_devmem_chunk {
 	/* under devmem->lock */
 	struct list_head	node;
 	struct list_head	avail;
+	struct llist_node	*pending;
 	bool			hidden;
 	unsigned long		nr_free;
 	struct page		*free[HMM_DEVMEM_ORDERS];
@@ -89,23 +92,35 @@ struct hmm_devmem_chunk {
  *	alone cannot are marked failed. Sleeps if it has to. Required.
  * @wait: Wait until what copy began is done, and mark what failed. Called once
  *	after each copy that returned 0. Returns 0, or -errno if the state of all
- *	pages is unknown: as if none had been copied. Optional.
- * @page_init: The page is about to be given out. It may set
- *	&page.zone_device_data, which is NULL and the driver's until @page_exit.
- *	Returns 0, or -errno, and the page stays free. May sleep. Optional.
- * @page_exit: The last reference of the page is gone. Any context. Optional.
+ *	pages is unknown: as if none had been copied. Optional. For both, -EBUSY
+ *	says that it will pass: a CPU fault is then repeated. After any other
+ *	error it ends in SIGBUS.
+ * @folio_init: The folio is about to be given out. It may set its
+ *	folio_set_zone_device_data(), which is NULL and the driver's until
+ *	@folio_exit. Returns 0, or -errno, and the folio stays free; if it is
+ *	large, smaller ones are tried. May sleep. Optional.
+ * @folio_exit: The last reference of the folio is gone. Any context. Optional.
+ * @folio_split: As &dev_pagemap_ops.folio_split. Optional.
+ * @may_alloc: Asked for each destination that is large, of @order. Says no:
+ *	smaller ones are tried. Optional.
  * @chunk_add: The chunk has its addresses, and no struct pages yet: find memory
  *	on the board for it. Returns 0 or -errno. Optional.
  * @chunk_remove: Nobody uses any page of it, and the struct pages are gone.
  *	Optional.
+ * @max_order: order of the largest folio that @copy and the others know to
+ *	handle; 0, and every folio is a page.
  */
 struct hmm_devmem_ops {
 	int	(*copy)(struct hmm_devmem_batch *batch);
 	int	(*wait)(struct hmm_devmem_batch *batch);
-	int	(*page_init)(struct hmm_devmem *devmem, struct page *page);
-	void	(*page_exit)(struct hmm_devmem *devmem, struct page *page);
+	int	(*folio_init)(struct hmm_devmem *devmem, struct folio *folio);
+	void	(*folio_exit)(struct hmm_devmem *devmem, struct folio *folio);
+	void	(*folio_split)(struct folio *head, struct folio *tail);
+	bool	(*may_alloc)(struct hmm_devmem *devmem, bool to_device,
+			     unsigned int order);
 	int	(*chunk_add)(struct hmm_devmem_chunk *chunk);
 	void	(*chunk_remove)(struct hmm_devmem_chunk *chunk);
+	unsigned int max_order;
 };
 
 /**

@@ -174,13 +174,13 @@ unsigned long nouveau_dmem_page_addr(struct page *page)
  * A page keeps the board from suspending. Whoever asks the pool for pages has
  * the board awake, so there is nothing to wait for.
  */
-static int dmem_page_init(struct hmm_devmem *pool, struct page *page)
+static int dmem_folio_init(struct hmm_devmem *pool, struct folio *folio)
 {
 	pm_runtime_get_noresume(pool->device);
 	return 0;
 }
 
-static void dmem_page_exit(struct hmm_devmem *pool, struct page *page)
+static void dmem_folio_exit(struct hmm_devmem *pool, struct folio *folio)
 {
 	pm_runtime_mark_last_busy(pool->device);
 	pm_runtime_put_autosuspend(pool->device);
@@ -625,8 +625,8 @@ static int dmem_wait(struct hmm_devmem_batch *batch)
 static const struct hmm_devmem_ops dmem_ops = {
 	.copy		= dmem_copy,
 	.wait		= dmem_wait,
-	.page_init	= dmem_page_init,
-	.page_exit	= dmem_page_exit,
+	.folio_init	= dmem_folio_init,
+	.folio_exit	= dmem_folio_exit,
 	.chunk_add	= dmem_chunk_add,
 	.chunk_remove	= dmem_chunk_remove,
 };
