@@ -109,9 +109,11 @@ struct dmirror_device {
 	struct resource		spm;		/* of a coherent device */
 	struct dentry		*debugfs;
 
+	bool			fail_large;	/* the next large allocation */
 	atomic_t		nr_users;
 	atomic64_t		allocated;
 	atomic64_t		freed;
+	atomic64_t		copies;		/* one for each folio that moved */
 };
 
 struct dmirror {
@@ -141,49 +143,94 @@ static struct dmirror_device *devmem_device(const struct hmm_devmem *devmem)
 	return container_of(devmem->device, struct dmirror_device, dev);
 }
 
+/* A private folio has as many pages of RAM in a row for its content. */
 static struct page *page_backing(struct page *page)
 {
-	return is_device_private_page(page) ? page->zone_device_data : page;
+	struct folio *folio = page_folio(page);
+	struct page *backing;
+
+	if (!folio_is_device_private(folio))
+		return page;
+	backing = folio_zone_device_data(folio);
+	return backing + folio_page_idx(folio, page);
 }
 
-static int dmirror_page_init(struct hmm_devmem *devmem, struct page *page)
+static int dmirror_folio_init(struct hmm_devmem *devmem, struct folio *folio)
 {
+	unsigned int order = folio_order(folio);
+	struct page *backing;
+
 	if (devmem->type == MEMORY_DEVICE_PRIVATE) {
-		page->zone_device_data = alloc_page(GFP_HIGHUSER | __GFP_NOWARN);
-		if (!page->zone_device_data)
+		backing = alloc_pages(GFP_HIGHUSER | __GFP_NOWARN, order);
+		if (!backing)
 			return -ENOMEM;
+		/* The folio may be split: then its pages are freed one by one. */
+		if (order)
+			split_page(backing, order);
+		folio_set_zone_device_data(folio, backing);
 	}
-	atomic64_inc(&devmem_device(devmem)->allocated);
+	atomic64_add(1UL << order, &devmem_device(devmem)->allocated);
 	return 0;
 }
 
-static void dmirror_page_exit(struct hmm_devmem *devmem, struct page *page)
+static void dmirror_folio_exit(struct hmm_devmem *devmem, struct folio *folio)
 {
+	unsigned long i, nr = folio_nr_pages(folio);
+	struct page *backing = folio_zone_device_data(folio);
+
 	if (devmem->type == MEMORY_DEVICE_PRIVATE)
-		__free_page(page->zone_device_data);
-	atomic64_inc(&devmem_device(devmem)->freed);
+		for (i = 0; i < nr; i++)
+			__free_page(backing + i);
+	atomic64_add(nr, &devmem_device(devmem)->freed);
+}
+
+static void dmirror_folio_split(struct folio *head, struct folio *tail)
+{
+	struct page *backing = folio_zone_device_data(head);
+
+	if (tail && folio_is_device_private(head))
+		folio_set_zone_device_data(tail, backing +
+					   (folio_pfn(tail) - folio_pfn(head)));
+}
+
+/* Large folios fail once after HMM_DMIRROR_FLAG_FAIL_ALLOC. */
+static bool dmirror_may_alloc(struct hmm_devmem *devmem, bool to_device,
+			      unsigned int order)
+{
+	struct dmirror_device *device = devmem_device(devmem);
+
+	if (!READ_ONCE(device->fail_large))
+		return true;
+	/* The order is the first one tried: the smaller ones are not, either. */
+	WRITE_ONCE(device->fail_large, order > 2);
+	return false;
 }
 
 static int dmirror_copy_pages(struct hmm_devmem_batch *batch)
 {
-	unsigned long i;
+	unsigned long i, k;
 
+	atomic64_add(batch->nr, &devmem_device(batch->devmem)->copies);
 	for (i = 0; i < batch->nr; i++) {
 		struct hmm_devmem_copy *copy = &batch->copies[i];
 
-		if (copy->src)
-			copy_highpage(page_backing(copy->dst),
-				      page_backing(copy->src));
-		else
-			clear_highpage(page_backing(copy->dst));
+		for (k = 0; k < copy->nr; k++)
+			if (copy->src)
+				copy_highpage(page_backing(copy->dst + k),
+					      page_backing(copy->src + k));
+			else
+				clear_highpage(page_backing(copy->dst + k));
 	}
 	return 0;
 }
 
 static const struct hmm_devmem_ops dmirror_devmem_ops = {
 	.copy		= dmirror_copy_pages,
-	.page_init	= dmirror_page_init,
-	.page_exit	= dmirror_page_exit,
+	.folio_init	= dmirror_folio_init,
+	.folio_exit	= dmirror_folio_exit,
+	.folio_split	= dmirror_folio_split,
+	.may_alloc	= dmirror_may_alloc,
+	.max_order	= HMM_DEVMEM_ORDERS - 1,
 };
 
 static int device_add_memory(struct dmirror_device *device, int id)
@@ -742,6 +789,14 @@ static int dmirror_run(struct dmirror *dm, const struct dmirror_op *op,
 	return err;
 }
 
+static int dmirror_set_flags(struct dmirror_device *device, __u64 flags)
+{
+	if (flags & ~HMM_DMIRROR_FLAG_FAIL_ALLOC)
+		return -EINVAL;
+	WRITE_ONCE(device->fail_large, flags & HMM_DMIRROR_FLAG_FAIL_ALLOC);
+	return 0;
+}
+
 static long dmirror_ioctl(struct file *file, unsigned int command,
 			  unsigned long arg)
 {
@@ -758,6 +813,8 @@ static long dmirror_ioctl(struct file *file, unsigned int command,
 
 	if (command == HMM_DMIRROR_RELEASE)
 		err = hmm_devmem_shrink(dm->device->devmem, DMIRROR_EVICT_TIME);
+	else if (command == HMM_DMIRROR_FLAGS)
+		err = dmirror_set_flags(dm->device, cmd.npages);
 	else if (nr < ARRAY_SIZE(dmirror_ops))
 		err = dmirror_run(dm, &dmirror_ops[nr], &cmd);
 	else
@@ -852,6 +909,8 @@ static void device_add_debugfs(struct dmirror_device *device)
 
 	dir = debugfs_create_dir(dev_name(&device->dev), dmirror_debugfs);
 	debugfs_create_file_unsafe("allocated", 0400, dir, &device->allocated,
+				   &counter_fops);
+	debugfs_create_file_unsafe("copies", 0400, dir, &device->copies,
 				   &counter_fops);
 	debugfs_create_file_unsafe("freed", 0400, dir, &device->freed,
 				   &counter_fops);

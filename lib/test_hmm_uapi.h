@@ -44,6 +44,12 @@ struct hmm_dmirror_cmd {
 /* Empty the device's memory and take it away; more comes when it is needed. */
 #define HMM_DMIRROR_RELEASE		HMM_DMIRROR_IOC(0x07)
 
+/* Set the flags of the device to @npages, for what follows. */
+#define HMM_DMIRROR_FLAGS		HMM_DMIRROR_IOC(0x08)
+
+/* The next large folio that is needed, on either side, is not to be had. Once. */
+#define HMM_DMIRROR_FLAG_FAIL_ALLOC	(1ULL << 0)
+
 /*
  * The byte of HMM_DMIRROR_SNAPSHOT: what the page may be used for, how large
  * its mapping is, and where it is. Nothing in the last column is plain RAM.

@@ -44,6 +44,7 @@
 #define DM_PAGE		4096UL
 #define DM_HUGE		(2UL << 20)
 #define DM_PER_HUGE	((long)(DM_HUGE / DM_PAGE))
+#define DM_HUGE_ORDER	9
 
 /* Every page asked about is as the model says. */
 #define DM_ALL_RIGHT	(-1L)
@@ -132,6 +133,12 @@ static inline int dm_op(const struct dm_dev *d, unsigned long op,
 	};
 
 	return dm_ioctl(d, op, &cmd);
+}
+
+/* For the device, until the next time. */
+static inline int dm_set_flags(const struct dm_dev *d, uint64_t flags)
+{
+	return dm_op(d, HMM_DMIRROR_FLAGS, NULL, flags, NULL);
 }
 
 /* ---- the model ---- */
@@ -312,6 +319,134 @@ static inline int dm_huge(struct dm_mem *m, unsigned long nr)
 		0 : -ENODATA;
 }
 
+static inline int dm_put_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	ssize_t len = strlen(text), done;
+
+	if (fd < 0)
+		return -errno;
+	done = write(fd, text, len);
+	close(fd);
+	return done == len ? 0 : -EIO;
+}
+
+#define DM_PM_PRESENT	(1ULL << 63)
+#define DM_PM_SWAP	(1ULL << 62)
+#define DM_PM_UFFD_WP	(1ULL << 57)
+#define DM_PM_SOFT	(1ULL << 55)
+#define DM_PM_PFN	((1ULL << 55) - 1)
+
+static inline int dm_pagemap(const void *addr, long n, uint64_t *entry)
+{
+	off_t off = (uintptr_t)addr / DM_PAGE * sizeof(*entry);
+	ssize_t want = n * sizeof(*entry), got = -1;
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+
+	if (fd >= 0) {
+		got = pread(fd, entry, want, off);
+		close(fd);
+	}
+	return got == want ? 0 : -EIO;
+}
+
+/* Of /proc/kpageflags */
+#define DM_KPF_HEAD	(1ULL << 15)
+#define DM_KPF_TAIL	(1ULL << 16)
+
+/* Order of the folio in RAM whose first page is this one; or -errno. */
+static inline int dm_order_at(const struct dm_mem *m, long page)
+{
+	uint64_t entry, flags;
+	int n = 1, order, fd;
+
+	if (dm_pagemap(dm_addr(m, page), 1, &entry))
+		return -EIO;
+	if (!(entry & DM_PM_PRESENT))
+		return -ENOENT;
+	fd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	entry &= DM_PM_PFN;
+	if (pread(fd, &flags, 8, entry * 8) != 8 || flags & DM_KPF_TAIL)
+		n = 0;
+	else if (flags & DM_KPF_HEAD)
+		while (pread(fd, &flags, 8, (entry + n) * 8) == 8 &&
+		       flags & DM_KPF_TAIL)
+			n++;
+	close(fd);
+	for (order = 0; n > 1 << order; order++)
+		;
+	return n ? order : -EINVAL;
+}
+
+/* Whether MADV_HUGEPAGE brings nothing. */
+static inline bool dm_thp_is_never(void)
+{
+	char text[80] = "";
+	int fd = open("/sys/kernel/mm/transparent_hugepage/enabled",
+		      O_RDONLY | O_CLOEXEC);
+
+	if (fd >= 0) {
+		if (read(fd, text, sizeof(text) - 1) < 0)
+			text[0] = 0;
+		close(fd);
+	}
+	return strstr(text, "[never]");
+}
+
+/* Whether faults bring folios of an order: always, never, or inherit. */
+static inline int dm_set_thp(int order, const char *mode)
+{
+	char path[80];
+
+	snprintf(path, sizeof(path),
+		 "/sys/kernel/mm/transparent_hugepage/hugepages-%lukB/enabled",
+		 (DM_PAGE << order) >> 10);
+	return dm_put_file(path, mode);
+}
+
+/* Folios of an order that the kernel gives on a fault, mapped by PTEs. */
+static inline int dm_mthp(struct dm_mem *m, int order, unsigned long nr)
+{
+	unsigned long len = DM_PAGE * nr << order;
+	unsigned long room = (len + DM_HUGE - 1) & -DM_HUGE;
+	int err;
+
+	err = dm_adopt(m, dm_aligned(room, PROT_READ | PROT_WRITE), nr << order);
+	if (err)
+		return err;
+	if (room > len && munmap(m->cpu + len, room - len))
+		return -errno;
+
+	/* A huge page would be as welcome where there is room for it. */
+	err = dm_set_thp(DM_HUGE_ORDER, "never");
+	if (!err)
+		err = dm_set_thp(order, "always");
+	if (!err)
+		dm_cpu_write(m, 0, m->pages);
+	dm_set_thp(order, "never");
+	dm_set_thp(DM_HUGE_ORDER, "inherit");
+	/* Nor is khugepaged to make huge pages of it. */
+	if (!err && madvise(m->cpu, len, MADV_NOHUGEPAGE))
+		err = -errno;
+	return err;
+}
+
+/* @nr folios of an order, whatever the THP mode is. */
+static inline int dm_folios(struct dm_mem *m, int order, unsigned long nr)
+{
+	unsigned long i;
+	int err;
+
+	err = (order == DM_HUGE_ORDER) ? dm_huge(m, nr) :
+					   dm_mthp(m, order, nr);
+	for (i = 0; !err && i < nr; i++)
+		if (dm_order_at(m, i << order) != order)
+			err = -ENODATA;
+	return err;
+}
+
 /* ---- does anybody see something else than the model? ---- */
 
 static inline long dm_cpu_wrong(const struct dm_mem *m, long first, long n)
@@ -458,24 +593,6 @@ static inline int dm_snapshot(const struct dm_dev *d, const void *addr, long n,
 
 /* ---- where pages are ---- */
 
-#define DM_PM_PRESENT	(1ULL << 63)
-#define DM_PM_SWAP	(1ULL << 62)
-#define DM_PM_UFFD_WP	(1ULL << 57)
-#define DM_PM_SOFT	(1ULL << 55)
-
-static inline int dm_pagemap(const void *addr, long n, uint64_t *entry)
-{
-	off_t off = (uintptr_t)addr / DM_PAGE * sizeof(*entry);
-	ssize_t want = n * sizeof(*entry), got = -1;
-	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-
-	if (fd >= 0) {
-		got = pread(fd, entry, want, off);
-		close(fd);
-	}
-	return got == want ? 0 : -EIO;
-}
-
 static inline long dm_count_pagemap(const struct dm_mem *m, long first, long n,
 				    uint64_t bit)
 {
@@ -615,18 +732,6 @@ static inline long dm_lost_kb(long before_kb)
 		lost = before_kb - dm_free_kb();
 	}
 	return lost;
-}
-
-static inline int dm_put_file(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	ssize_t len = strlen(text), done;
-
-	if (fd < 0)
-		return -errno;
-	done = write(fd, text, len);
-	close(fd);
-	return done == len ? 0 : -EIO;
 }
 
 static inline double dm_now(void)
