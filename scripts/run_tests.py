@@ -28,7 +28,7 @@ def suites_in(tree, folder):
     for path in sorted(glob.glob(os.path.join(tree, folder, "*_test.c"))):
         with open(path, encoding="utf-8") as f:
             for body in re.findall(r"struct kunit_suite \w+ = \{(.*?)\n\};", f.read(), re.S):
-                names += re.findall(r"\.name = \"([^\"]+)\"", body)
+                names += re.findall(r"\.name\s*= \"([^\"]+)\"", body)
     return names
 
 
