@@ -703,9 +703,12 @@ static vm_fault_t fault_migrate(struct vm_fault *vmf, struct move *m,
 	moved = has_moved(m, at);
 	migrate_vma_finalize(&args);
 
-	/* The others would fail again at once: do not come back for more. */
-	if (moved || m->err == -EBUSY)
+	if (moved)
 		return 0;
+	/* That passes, and who is killed meanwhile need not see it. */
+	if (m->err == -EBUSY && !fatal_signal_pending(current))
+		return 0;
+	/* It would fail again at once: do not come back for more. */
 	if (m->result->no_memory)
 		return VM_FAULT_OOM;
 	return m->result->not_copied ? VM_FAULT_SIGBUS : 0;

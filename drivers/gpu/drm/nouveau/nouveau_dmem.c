@@ -8,7 +8,7 @@
  * Vocabulary
  *
  * chunk	a buffer object of VRAM, pinned while the board is awake
- * step		one page of a job: copy it, clear it, or leave it
+ * step		pages of a job in a row: copy them, clear them, or leave them
  * run		steps that follow each other on both sides: one launch
  * job		a batch of the pool on its way through the engine
  * orphan	a job whose end nobody has seen. The engine may still write to its
@@ -35,14 +35,12 @@
 #include "nouveau_dmem_priv.h"
 #include "nouveau_fence.h"
 
-#include <nvif/class.h>
 #include <nvif/push906f.h>
 
 #include <nvhw/class/cla0b5.h>
 
 #include <kunit/static_stub.h>
 
-#include <drm/drm_drv.h>
 #include <drm/drm_managed.h>
 
 #include <linux/dma-mapping.h>
@@ -53,6 +51,9 @@
 /* How long to try to empty the board before it sleeps. */
 #define SUSPEND_TIMEOUT	(5 * HZ)
 
+/* How long to wait before somebody tries again to have a busy engine copy. */
+#define RETRY_DELAY	(HZ / 100)
+
 /* How long the engine may fail before what it has not copied is given up. */
 #define FINI_TIMEOUT	(5 * HZ)
 
@@ -60,7 +61,7 @@
 struct nouveau_dmem_chunk {
 	struct list_head	node;		/* dmem->chunk_lock */
 	struct nouveau_bo	*bo;
-	bool			awake;		/* pinned: bo->offset is valid */
+	bool			awake;		/* pinned: read it before bo->offset */
 };
 
 /* hmm_devmem_batch.data, from copy to wait */
@@ -160,18 +161,26 @@ static struct nouveau_dmem_chunk *page_chunk(const struct page *page)
 /**
  * nouveau_dmem_page_addr() - where in VRAM is a page?
  * @page: page of the board
+ * @addr: where to put the address
  *
- * Context: Any. Nobody moves or frees the page meanwhile.
+ * Context: Any. Nobody moves or frees the page meanwhile, and the board is awake.
  *
- * Return: The address in VRAM.
+ * Return: false if the page has no VRAM: its chunk did not get it back when the
+ * board woke up.
  */
-unsigned long nouveau_dmem_page_addr(struct page *page)
+bool nouveau_dmem_page_addr(struct page *page, u64 *addr)
 {
-	return page_chunk(page)->bo->offset + hmm_devmem_page_offset(page);
+	struct nouveau_dmem_chunk *chunk = page_chunk(page);
+
+	/* Pairs with smp_store_release() in nouveau_dmem_resume(). */
+	if (!smp_load_acquire(&chunk->awake))
+		return false;
+	*addr = chunk->bo->offset + hmm_devmem_page_offset(page);
+	return true;
 }
 
 /*
- * A page keeps the board from suspending. Whoever asks the pool for pages has
+ * A folio keeps the board from suspending. Whoever asks the pool for folios has
  * the board awake, so there is nothing to wait for.
  */
 static int dmem_folio_init(struct hmm_devmem *pool, struct folio *folio)
@@ -184,6 +193,27 @@ static void dmem_folio_exit(struct hmm_devmem *pool, struct folio *folio)
 {
 	pm_runtime_mark_last_busy(pool->device);
 	pm_runtime_put_autosuspend(pool->device);
+}
+
+/* The head keeps what the folio had. */
+static void dmem_folio_split(struct folio *head, struct folio *tail)
+{
+	if (tail)
+		dmem_folio_init(hmm_devmem_page_chunk(&head->page)->devmem, tail);
+}
+
+/* Bytes that can be mapped for DMA in one piece: bounce buffers are small. */
+size_t nouveau_dmem_map_max(struct device *dev)
+{
+	KUNIT_STATIC_STUB_REDIRECT(nouveau_dmem_map_max, dev);
+	return dma_max_mapping_size(dev);
+}
+
+/* A folio that cannot be mapped for DMA in one piece would never be copied. */
+static bool dmem_may_alloc(struct hmm_devmem *pool, bool to_device,
+			   unsigned int order)
+{
+	return PAGE_SIZE << order <= nouveau_dmem_map_max(pool->device);
 }
 
 /* --- The copy engine ------------------------------------------------------ */
@@ -264,17 +294,12 @@ static int launch_copy(struct nvif_push *push, u64 vram, u64 bus, u32 lines,
 
 	if (err)
 		return err;
-	if (to_vram) {
-		PUSH_IMMD(push, NVA0B5, SET_DST_PHYS_MODE,
-			  NVDEF(NVA0B5, SET_DST_PHYS_MODE, TARGET, LOCAL_FB));
-		PUSH_IMMD(push, NVA0B5, SET_SRC_PHYS_MODE,
-			  NVDEF(NVA0B5, SET_SRC_PHYS_MODE, TARGET, COHERENT_SYSMEM));
-	} else {
-		PUSH_IMMD(push, NVA0B5, SET_DST_PHYS_MODE,
-			  NVDEF(NVA0B5, SET_DST_PHYS_MODE, TARGET, COHERENT_SYSMEM));
-		PUSH_IMMD(push, NVA0B5, SET_SRC_PHYS_MODE,
-			  NVDEF(NVA0B5, SET_SRC_PHYS_MODE, TARGET, LOCAL_FB));
-	}
+	PUSH_IMMD(push, NVA0B5, SET_DST_PHYS_MODE, to_vram ?
+		  NVDEF(NVA0B5, SET_DST_PHYS_MODE, TARGET, LOCAL_FB) :
+		  NVDEF(NVA0B5, SET_DST_PHYS_MODE, TARGET, COHERENT_SYSMEM));
+	PUSH_IMMD(push, NVA0B5, SET_SRC_PHYS_MODE, to_vram ?
+		  NVDEF(NVA0B5, SET_SRC_PHYS_MODE, TARGET, COHERENT_SYSMEM) :
+		  NVDEF(NVA0B5, SET_SRC_PHYS_MODE, TARGET, LOCAL_FB));
 	PUSH_MTHD(push, NVA0B5,
 		  OFFSET_IN_UPPER, upper_32_bits(in),
 		  OFFSET_IN_LOWER, lower_32_bits(in),
@@ -314,58 +339,65 @@ static int launch_clear(struct nvif_push *push, u64 vram, u32 bytes)
 	return 0;
 }
 
-/* Queues one run. The engine begins with the next fence. */
+/* Queues one run, of so many pages. The engine begins with the next fence. */
 int nouveau_dmem_launch(struct nouveau_channel *chan,
-			const struct nouveau_dmem_step *first, unsigned long nr,
-			enum dma_data_direction dir)
+			const struct nouveau_dmem_step *first,
+			unsigned long pages, enum dma_data_direction dir)
 {
 	struct nvif_push *push = &chan->chan.push;
 
-	KUNIT_STATIC_STUB_REDIRECT(nouveau_dmem_launch, chan, first, nr, dir);
+	KUNIT_STATIC_STUB_REDIRECT(nouveau_dmem_launch, chan, first, pages, dir);
 	if (first->op == NOUVEAU_DMEM_CLEAR)
-		return launch_clear(push, first->vram, nr << PAGE_SHIFT);
-	return launch_copy(push, first->vram, first->bus, nr,
+		return launch_clear(push, first->vram, pages << PAGE_SHIFT);
+	return launch_copy(push, first->vram, first->bus, pages,
 			   dir == DMA_TO_DEVICE);
 }
 
 /* --- Jobs ----------------------------------------------------------------- */
 
-int nouveau_dmem_map(struct device *dev, struct page *page,
+int nouveau_dmem_map(struct device *dev, struct page *page, unsigned long nr,
 		     enum dma_data_direction dir, dma_addr_t *bus)
 {
-	KUNIT_STATIC_STUB_REDIRECT(nouveau_dmem_map, dev, page, dir, bus);
-	*bus = dma_map_page(dev, page, 0, PAGE_SIZE, dir);
+	KUNIT_STATIC_STUB_REDIRECT(nouveau_dmem_map, dev, page, nr, dir, bus);
+	*bus = dma_map_page(dev, page, 0, nr << PAGE_SHIFT, dir);
 	return dma_mapping_error(dev, *bus);
 }
 
-void nouveau_dmem_unmap(struct device *dev, dma_addr_t bus,
+void nouveau_dmem_unmap(struct device *dev, dma_addr_t bus, unsigned long nr,
 			enum dma_data_direction dir)
 {
-	KUNIT_STATIC_STUB_REDIRECT(nouveau_dmem_unmap, dev, bus, dir);
-	dma_unmap_page(dev, bus, PAGE_SIZE, dir);
+	KUNIT_STATIC_STUB_REDIRECT(nouveau_dmem_unmap, dev, bus, nr, dir);
+	dma_unmap_page(dev, bus, nr << PAGE_SHIFT, dir);
 }
 
-/* Decides what is to be done for a page. False: it cannot be done. */
+static void clear_ram(struct page *page, unsigned long nr)
+{
+	while (nr--)
+		clear_highpage(page++);
+}
+
+/* Decides what is to be done for a copy. False: it cannot be done. */
 static bool step_init(struct nouveau_dmem_job *job,
-		      struct nouveau_dmem_step *step, struct page *dst,
-		      struct page *src)
+		      struct nouveau_dmem_step *step,
+		      const struct hmm_devmem_copy *copy)
 {
 	bool to_vram = job->dir == DMA_TO_DEVICE;
-	struct page *vram = to_vram ? dst : src;
-	struct page *ram = to_vram ? src : dst;
+	struct page *vram = to_vram ? copy->dst : copy->src;
+	struct page *ram = to_vram ? copy->src : copy->dst;
 
+	step->nr = copy->nr;
 	if (!vram) {
-		clear_highpage(ram);
+		clear_ram(ram, copy->nr);
 		return true;
 	}
-	if (!READ_ONCE(page_chunk(vram)->awake))
+	if (!nouveau_dmem_page_addr(vram, &step->vram))
 		return false;
-	step->vram = nouveau_dmem_page_addr(vram);
 	if (!ram) {
 		step->op = NOUVEAU_DMEM_CLEAR;
 		return true;
 	}
-	if (nouveau_dmem_map(job->dmem->drm->dev->dev, ram, job->dir, &step->bus))
+	if (nouveau_dmem_map(job->dmem->drm->dev->dev, ram, copy->nr, job->dir,
+			     &step->bus))
 		return false;
 	step->ram = ram;
 	step->op = NOUVEAU_DMEM_COPY;
@@ -385,8 +417,7 @@ static struct nouveau_dmem_job *job_create(struct nouveau_dmem *dmem,
 	job->dir = batch->to_device ? DMA_TO_DEVICE : DMA_FROM_DEVICE;
 	job->nr = batch->nr;
 	for (i = 0; i < batch->nr; i++)
-		if (!step_init(job, &job->steps[i], batch->copies[i].dst,
-			       batch->copies[i].src))
+		if (!step_init(job, &job->steps[i], &batch->copies[i]))
 			batch->copies[i].failed = true;
 	return job;
 }
@@ -394,11 +425,11 @@ static struct nouveau_dmem_job *job_create(struct nouveau_dmem *dmem,
 static void job_free(struct nouveau_dmem_job *job)
 {
 	struct device *dev = job->dmem->drm->dev->dev;
-	unsigned long i;
+	const struct nouveau_dmem_step *step;
 
-	for (i = 0; i < job->nr; i++)
-		if (job->steps[i].ram)
-			nouveau_dmem_unmap(dev, job->steps[i].bus, job->dir);
+	for (step = job->steps; step < job->steps + job->nr; step++)
+		if (step->ram)
+			nouveau_dmem_unmap(dev, step->bus, step->nr, job->dir);
 	if (job->fence)
 		nouveau_dmem_fence_put(job->fence);
 	kvfree(job);
@@ -407,65 +438,59 @@ static void job_free(struct nouveau_dmem_job *job)
 static bool steps_follow(const struct nouveau_dmem_step *a,
 			 const struct nouveau_dmem_step *b)
 {
-	if (a->op != b->op || a->vram + PAGE_SIZE != b->vram)
+	unsigned long size = a->nr << PAGE_SHIFT;
+
+	if (a->op != b->op || a->vram + size != b->vram)
 		return false;
-	return a->op == NOUVEAU_DMEM_CLEAR || a->bus + PAGE_SIZE == b->bus;
+	return a->op == NOUVEAU_DMEM_CLEAR || a->bus + size == b->bus;
 }
 
-/**
- * nouveau_dmem_run() - how many steps are one launch?
- * @steps: the steps
- * @nr: how many, at least one
- *
- * Return: How many of the first go together, or may be skipped together.
- */
+/* How many of the first steps are one launch, and how many pages they have. */
 unsigned long nouveau_dmem_run(const struct nouveau_dmem_step *steps,
-			       unsigned long nr)
+			       unsigned long nr, unsigned long *pages)
 {
-	bool skip = steps->op == NOUVEAU_DMEM_SKIP;
 	unsigned long n = 1;
 
-	while (n < nr && (skip ? steps[n].op == NOUVEAU_DMEM_SKIP :
-				 steps_follow(&steps[n - 1], &steps[n])))
-		n++;
+	*pages = steps->nr;
+	while (n < nr && steps_follow(&steps[n - 1], &steps[n]))
+		*pages += steps[n++].nr;
 	return n;
 }
 
-/* Returns how many steps are queued, or need not be. */
-static unsigned long job_launch(struct nouveau_dmem_job *job, bool *launched)
+/* Sets *@done to how many steps are queued, or need not be. */
+static int job_launch(struct nouveau_dmem_job *job, unsigned long *done,
+		      bool *launched)
 {
-	unsigned long i, n;
+	struct nouveau_dmem_step *step;
+	unsigned long i, n, pages;
+	int err = 0;
 
-	for (i = 0; i < job->nr; i += n) {
-		n = nouveau_dmem_run(job->steps + i, job->nr - i);
-		if (job->steps[i].op == NOUVEAU_DMEM_SKIP)
+	for (i = 0; i < job->nr && !err; i += n) {
+		step = &job->steps[i];
+		n = 1;
+		if (step->op == NOUVEAU_DMEM_SKIP)
 			continue;
-		if (nouveau_dmem_launch(job->dmem->chan, job->steps + i, n,
-					job->dir))
-			break;
-		*launched = true;
+		n = nouveau_dmem_run(step, job->nr - i, &pages);
+		err = nouveau_dmem_launch(job->dmem->chan, step, pages, job->dir);
+		if (err)
+			n = 0;
+		else
+			*launched = true;
 	}
-	return i;
+	*done = i;
+	return err;
 }
 
 /* --- Orphans -------------------------------------------------------------- */
 
-static void job_hold_pages(struct nouveau_dmem_job *job)
+/* Have get_page() or put_page() of what is mapped; a reference for each step. */
+static void job_pages(struct nouveau_dmem_job *job, void (*fn)(struct page *))
 {
 	unsigned long i;
 
 	for (i = 0; i < job->nr; i++)
 		if (job->steps[i].ram)
-			get_page(job->steps[i].ram);
-}
-
-static void job_drop_pages(struct nouveau_dmem_job *job)
-{
-	unsigned long i;
-
-	for (i = 0; i < job->nr; i++)
-		if (job->steps[i].ram)
-			put_page(job->steps[i].ram);
+			fn(job->steps[i].ram);
 }
 
 static void job_orphan(struct nouveau_dmem_job *job)
@@ -473,7 +498,7 @@ static void job_orphan(struct nouveau_dmem_job *job)
 	struct nouveau_dmem *dmem = job->dmem;
 
 	NV_ERROR(dmem->drm, "DMEM: copy engine does not answer\n");
-	job_hold_pages(job);
+	job_pages(job, get_page);
 	guard(mutex)(&dmem->orphan_lock);
 	list_add_tail(&job->node, &dmem->orphans);
 }
@@ -504,17 +529,10 @@ static bool reap_orphans(struct nouveau_dmem *dmem)
 		if (!orphan_is_done(job))
 			return false;
 		list_del(&job->node);
-		job_drop_pages(job);
+		job_pages(job, put_page);
 		job_free(job);
 	}
 	return true;
-}
-
-/* Better lost than given to somebody, and written by the board. */
-static void leak_orphans(struct nouveau_dmem *dmem)
-{
-	if (!reap_orphans(dmem))
-		NV_ERROR(dmem->drm, "DMEM: leaving pages to the copy engine\n");
 }
 
 /* --- What the pool calls -------------------------------------------------- */
@@ -542,9 +560,9 @@ static void abandon_pages(struct nouveau_dmem *dmem,
 
 		if (!all && (!copy->failed || page_chunk(copy->src)->awake))
 			continue;
-		clear_highpage(copy->dst);
+		clear_ram(copy->dst, copy->nr);
 		copy->failed = false;
-		atomic_long_inc(&dmem->lost);
+		atomic_long_add(copy->nr, &dmem->lost);
 	}
 }
 
@@ -560,28 +578,32 @@ static int settle(struct nouveau_dmem *dmem, struct hmm_devmem_batch *batch,
 	return 0;
 }
 
-/* Sets batch->data if there is something to wait for. */
+/*
+ * Sets batch->data if there is something to wait for. -EBUSY, as of the wait, asks
+ * for another try later: the engine has much to do, or does not know what it did.
+ */
 static int copy_begin(struct nouveau_dmem *dmem, struct hmm_devmem_batch *batch)
 {
 	struct nouveau_dmem_job *job;
 	bool launched = false;
 	unsigned long i;
-	int err = 0;
+	int err;
 
 	if (engine_stopped(dmem->chan))
 		return -ENODEV;
-	if (!reap_orphans(dmem))
+	if (!reap_orphans(dmem)) {
+		/* A CPU that faults comes back at once. */
+		schedule_timeout_killable(RETRY_DELAY);
 		return -EBUSY;
+	}
 	job = job_create(dmem, batch);
 	if (!job)
 		return -ENOMEM;
 
 	engine_lock(dmem->chan);
-	i = job_launch(job, &launched);
+	err = job_launch(job, &i, &launched);
 	if (launched)
 		err = nouveau_dmem_fence(dmem->chan, &job->fence);
-	else if (i < batch->nr)
-		err = -EIO;
 	engine_unlock(dmem->chan);
 
 	for (; i < batch->nr; i++)
@@ -627,8 +649,11 @@ static const struct hmm_devmem_ops dmem_ops = {
 	.wait		= dmem_wait,
 	.folio_init	= dmem_folio_init,
 	.folio_exit	= dmem_folio_exit,
+	.folio_split	= dmem_folio_split,
+	.may_alloc	= dmem_may_alloc,
 	.chunk_add	= dmem_chunk_add,
 	.chunk_remove	= dmem_chunk_remove,
+	.max_order	= HMM_DEVMEM_ORDERS - 1,
 };
 
 /* --- What the driver calls ------------------------------------------------ */
@@ -636,7 +661,7 @@ static const struct hmm_devmem_ops dmem_ops = {
 /* The board is awake. */
 static void prepare_to_migrate(struct nouveau_dmem *dmem)
 {
-	/* Nobody resumes us after a suspend that failed, nor for want of VRAM. */
+	/* There was too little VRAM when the board woke up. */
 	if (READ_ONCE(dmem->asleep))
 		nouveau_dmem_resume(dmem->drm);
 	/* The pages of an orphan cannot move, so no copy might look after it. */
@@ -654,37 +679,21 @@ static void prepare_to_migrate(struct nouveau_dmem *dmem)
  *
  * The GPU's page tables are not touched, but for invalidation by the notifiers.
  *
- * Context: Process context. Takes mmap_lock. Sleeps.
+ * Context: Process context, with the board awake and drm_dev_enter() done, which
+ * keeps nouveau_dmem_fini() from beginning. Takes mmap_lock. Sleeps.
  *
- * Return: 0, or
- *
- * * -ENODEV - the board has no device memory, or is going
- * * what hmm_devmem_migrate_to_device() or the resume of the board returns
+ * Return: 0, or -ENODEV, the board has no device memory, or what
+ * hmm_devmem_migrate_to_device() returns.
  */
 int nouveau_dmem_migrate(struct nouveau_drm *drm, struct mm_struct *mm,
 			 unsigned long start, unsigned long end,
 			 struct hmm_devmem_result *result)
 {
-	struct device *dev = drm->dev->dev;
-	int err = -ENODEV, idx;
-
-	/* Keeps nouveau_dmem_fini() from beginning. */
-	if (!drm_dev_enter(drm->dev, &idx))
-		return -ENODEV;
 	if (!drm->dmem)
-		goto out_exit;
-	err = pm_runtime_get_sync(dev);
-	if (err < 0 && err != -EACCES)
-		goto out_put;
+		return -ENODEV;
 	prepare_to_migrate(drm->dmem);
-	err = hmm_devmem_migrate_to_device(drm->dmem->pool, mm, start, end,
-					   result);
-out_put:
-	pm_runtime_mark_last_busy(dev);
-	pm_runtime_put_autosuspend(dev);
-out_exit:
-	drm_dev_exit(idx);
-	return err;
+	return hmm_devmem_migrate_to_device(drm->dmem->pool, mm, start, end,
+					    result);
 }
 
 /**
@@ -724,7 +733,6 @@ void nouveau_dmem_suspend(struct nouveau_drm *drm)
 		NV_ERROR(drm, "DMEM: pages stay in VRAM over suspend\n");
 
 	guard(mutex)(&dmem->chunk_lock);
-	WRITE_ONCE(dmem->asleep, true);
 	list_for_each_entry(chunk, &dmem->chunks, node) {
 		if (!chunk->awake)
 			continue;
@@ -754,10 +762,12 @@ void nouveau_dmem_resume(struct nouveau_drm *drm)
 	list_for_each_entry(chunk, &dmem->chunks, node) {
 		if (chunk->awake)
 			continue;
-		if (nouveau_dmem_vram_pin(chunk->bo))
+		if (nouveau_dmem_vram_pin(chunk->bo)) {
 			missing++;
-		else
-			WRITE_ONCE(chunk->awake, true);
+			continue;
+		}
+		/* Pairs with smp_load_acquire() in nouveau_dmem_page_addr(). */
+		smp_store_release(&chunk->awake, true);
 	}
 	WRITE_ONCE(dmem->asleep, missing);
 	if (missing)
@@ -782,7 +792,9 @@ void nouveau_dmem_fini(struct nouveau_drm *drm)
 	WRITE_ONCE(dmem->last_copy, jiffies);
 	WRITE_ONCE(dmem->leaving, true);
 	hmm_devmem_remove(dmem->pool);
-	leak_orphans(dmem);
+	/* Better lost than given to somebody, and written by the board. */
+	if (!reap_orphans(dmem))
+		NV_ERROR(drm, "DMEM: leaving pages to the copy engine\n");
 	if (atomic_long_read(&dmem->lost))
 		NV_ERROR(drm, "DMEM: %ld pages of processes are lost\n",
 			 atomic_long_read(&dmem->lost));
@@ -819,42 +831,27 @@ int nouveau_dmem_start(struct nouveau_dmem *dmem, u64 vram_size)
 	return 0;
 }
 
-static bool engine_is_known(s32 oclass)
-{
-	switch (oclass) {
-	case PASCAL_DMA_COPY_A:
-	case PASCAL_DMA_COPY_B:
-	case VOLTA_DMA_COPY_A:
-	case TURING_DMA_COPY_A:
-		return true;
-	default:
-		return false;
-	}
-}
-
 /**
  * nouveau_dmem_init() - have device memory, if the board can
  * @drm: the board; TTM works already
  *
- * GPUs before Pascal cannot take page faults. Without device memory all pages
- * stay in RAM.
+ * It is for shared virtual memory alone. Without it all pages stay in RAM.
  *
- * Context: Process context. Sleeps.
+ * Context: Process context. Sleeps. After nouveau_svm_init().
  */
 void nouveau_dmem_init(struct nouveau_drm *drm)
 {
-	struct nv_device_info_v0 *info = &drm->client.device.info;
 	struct nouveau_dmem *dmem;
 	int err;
 
-	if (info->family < NV_DEVICE_INFO_V0_PASCAL ||
-	    !engine_is_known(drm->ttm.copy.oclass))
+	/* What has SVM has the copy engine of Pascal, if it has any. */
+	if (!drm->svm || !drm->ttm.chan)
 		return;
 	dmem = drmm_kzalloc(drm->dev, sizeof(*dmem), GFP_KERNEL);
 	if (!dmem)
 		return;
 	nouveau_dmem_setup(dmem, drm, drm->ttm.chan);
-	err = nouveau_dmem_start(dmem, info->ram_user);
+	err = nouveau_dmem_start(dmem, drm->client.device.info.ram_user);
 	if (err)
 		NV_WARN(drm, "DMEM: no device memory: %d\n", err);
 }

@@ -5,6 +5,8 @@
 #ifndef __NOUVEAU_DMEM_H__
 #define __NOUVEAU_DMEM_H__
 
+#include <linux/types.h>
+
 struct hmm_devmem_result;
 struct mm_struct;
 struct nouveau_drm;
@@ -16,7 +18,7 @@ int nouveau_dmem_migrate(struct nouveau_drm *drm, struct mm_struct *mm,
 			 unsigned long start, unsigned long end,
 			 struct hmm_devmem_result *result);
 void nouveau_dmem_suspend(struct nouveau_drm *drm);
-unsigned long nouveau_dmem_page_addr(struct page *page);
+bool nouveau_dmem_page_addr(struct page *page, u64 *addr);
 void nouveau_dmem_resume(struct nouveau_drm *drm);
 void *nouveau_dmem_owner(struct nouveau_drm *drm);
 void nouveau_dmem_fini(struct nouveau_drm *drm);

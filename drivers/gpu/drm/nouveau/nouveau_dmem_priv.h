@@ -26,7 +26,7 @@ struct page;
  * @drm: the board
  * @pool: the pages; NULL until there is one
  * @chan: channel with a copy engine, shared with TTM under its client's mutex
- * @asleep: chunks may be without VRAM
+ * @asleep: chunks did not get their VRAM back when the board woke up
  * @leaving: the board goes: what cannot be copied to RAM is given up
  * @last_copy: when the engine last did what it should, in jiffies
  * @lost: pages that were given up
@@ -50,7 +50,7 @@ struct nouveau_dmem {
 };
 
 /**
- * enum nouveau_dmem_op - what the engine does for a page
+ * enum nouveau_dmem_op - what the engine does for a step
  * @NOUVEAU_DMEM_SKIP: nothing
  * @NOUVEAU_DMEM_COPY: copies between RAM and VRAM
  * @NOUVEAU_DMEM_CLEAR: fills VRAM with zeroes
@@ -62,21 +62,23 @@ enum nouveau_dmem_op {
 };
 
 /**
- * struct nouveau_dmem_step - one page of a job
+ * struct nouveau_dmem_step - pages of a job, in a row
  * @op: what is to be done
- * @ram: page that is mapped for DMA, or NULL
+ * @nr: how many pages
+ * @ram: the first of those that are mapped for DMA, or NULL
  * @bus: its address there
- * @vram: address of the page of the board
+ * @vram: address of the first page of the board
  */
 struct nouveau_dmem_step {
 	enum nouveau_dmem_op	op;
+	unsigned long		nr;
 	struct page		*ram;
 	dma_addr_t		bus;
 	u64			vram;
 };
 
 unsigned long nouveau_dmem_run(const struct nouveau_dmem_step *steps,
-			       unsigned long nr);
+			       unsigned long nr, unsigned long *pages);
 void nouveau_dmem_setup(struct nouveau_dmem *dmem, struct nouveau_drm *drm,
 			struct nouveau_channel *chan);
 int nouveau_dmem_start(struct nouveau_dmem *dmem, u64 vram_size);
@@ -86,13 +88,14 @@ int nouveau_dmem_vram_get(struct nouveau_drm *drm, struct nouveau_bo **bo);
 void nouveau_dmem_vram_put(struct nouveau_bo *bo);
 int nouveau_dmem_vram_pin(struct nouveau_bo *bo);
 void nouveau_dmem_vram_unpin(struct nouveau_bo *bo);
-int nouveau_dmem_map(struct device *dev, struct page *page,
+size_t nouveau_dmem_map_max(struct device *dev);
+int nouveau_dmem_map(struct device *dev, struct page *page, unsigned long nr,
 		     enum dma_data_direction dir, dma_addr_t *bus);
-void nouveau_dmem_unmap(struct device *dev, dma_addr_t bus,
+void nouveau_dmem_unmap(struct device *dev, dma_addr_t bus, unsigned long nr,
 			enum dma_data_direction dir);
 int nouveau_dmem_launch(struct nouveau_channel *chan,
-			const struct nouveau_dmem_step *first, unsigned long nr,
-			enum dma_data_direction dir);
+			const struct nouveau_dmem_step *first,
+			unsigned long pages, enum dma_data_direction dir);
 int nouveau_dmem_fence(struct nouveau_channel *chan,
 		       struct nouveau_fence **fence);
 int nouveau_dmem_fence_wait(struct nouveau_fence *fence);

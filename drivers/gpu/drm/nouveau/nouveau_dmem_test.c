@@ -14,8 +14,7 @@
 #include <kunit/test.h>
 #include <kunit/test-bug.h>
 
-#include <nvif/class.h>
-
+#include <linux/dma-mapping.h>
 #include <linux/highmem.h>
 #include <linux/hmm_devmem.h>
 #include <linux/mman.h>
@@ -37,6 +36,8 @@
  * @dmem: its device memory
  * @bo: the only buffer object
  * @vram: the bytes of that
+ * @dma_mask: what it can address
+ * @map_max: bytes that can be mapped for it in one piece
  * @buf: range of the process
  * @scatter: no page follows another one on the bus
  * @map_left: so many pages can be mapped; -1: all
@@ -45,7 +46,9 @@
  * @pin_err: what pinning VRAM returns
  * @fence_err: what making a fence returns
  * @wait_err: what waiting for it returns
+ * @wait_left: after so many times it is done, and all is well; 0: never
  * @done: what was not waited for is done
+ * @maps: how many times something was mapped
  * @mapped: pages that are mapped
  * @launches: launches that were taken
  * @fences: fences that were not put
@@ -62,15 +65,19 @@ struct board {
 	struct nouveau_dmem dmem;
 	struct nouveau_bo bo;
 	u8 *vram;
+	u64 dma_mask;
 	unsigned long buf;
 	bool scatter;
+	size_t map_max;
 	long map_left;
 	long launch_left;
 	long refusals_left;
 	int pin_err;
 	int fence_err;
 	int wait_err;
+	int wait_left;
 	bool done;
+	long maps;
 	long mapped;
 	long launches;
 	int fences;
@@ -128,26 +135,32 @@ static void fake_vram_unpin(struct nouveau_bo *bo)
 	this_board()->pins--;
 }
 
-static int fake_map(struct device *dev, struct page *page,
+static size_t fake_map_max(struct device *dev)
+{
+	return this_board()->map_max;
+}
+
+static int fake_map(struct device *dev, struct page *page, unsigned long nr,
 		    enum dma_data_direction dir, dma_addr_t *bus)
 {
 	struct board *b = this_board();
 
 	if (!take_one(b, &b->map_left))
 		return -ENOMEM;
-	b->mapped++;
+	b->maps++;
+	b->mapped += nr;
 	b->last = page;
 	*bus = BUS_BASE + (page_to_phys(page) << b->scatter);
 	return 0;
 }
 
-static void fake_unmap(struct device *dev, dma_addr_t bus,
+static void fake_unmap(struct device *dev, dma_addr_t bus, unsigned long nr,
 		       enum dma_data_direction dir)
 {
 	struct board *b = this_board();
 
 	KUNIT_EXPECT_GE(b->test, bus, BUS_BASE);
-	b->mapped--;
+	b->mapped -= nr;
 }
 
 static void launch_page(struct board *b, const struct nouveau_dmem_step *first,
@@ -167,8 +180,8 @@ static void launch_page(struct board *b, const struct nouveau_dmem_step *first,
 }
 
 static int fake_launch(struct nouveau_channel *chan,
-		       const struct nouveau_dmem_step *first, unsigned long nr,
-		       enum dma_data_direction dir)
+		       const struct nouveau_dmem_step *first,
+		       unsigned long pages, enum dma_data_direction dir)
 {
 	struct board *b = this_board();
 	unsigned long i;
@@ -178,7 +191,7 @@ static int fake_launch(struct nouveau_channel *chan,
 	if (!take_one(b, &b->launch_left))
 		return -EBUSY;
 	b->launches++;
-	for (i = 0; i < nr; i++)
+	for (i = 0; i < pages; i++)
 		launch_page(b, first, i, dir);
 	return 0;
 }
@@ -199,10 +212,16 @@ static int fake_fence(struct nouveau_channel *chan, struct nouveau_fence **fence
 static int fake_fence_wait(struct nouveau_fence *fence)
 {
 	struct board *b = this_board();
+	int err;
 
 	KUNIT_EXPECT_PTR_EQ(b->test, fence, FENCE);
 	KUNIT_EXPECT_FALSE(b->test, mutex_is_locked(&b->drm->client.mutex));
-	return b->wait_err;
+	if (!b->wait_left || --b->wait_left)
+		return b->wait_err;
+	err = b->wait_err;
+	b->wait_err = 0;
+	b->done = true;
+	return err;
 }
 
 static bool fake_fence_done(struct nouveau_fence *fence)
@@ -221,6 +240,7 @@ static void replace_hardware(struct kunit *test)
 	kunit_activate_static_stub(test, nouveau_dmem_vram_put, fake_vram_put);
 	kunit_activate_static_stub(test, nouveau_dmem_vram_pin, fake_vram_pin);
 	kunit_activate_static_stub(test, nouveau_dmem_vram_unpin, fake_vram_unpin);
+	kunit_activate_static_stub(test, nouveau_dmem_map_max, fake_map_max);
 	kunit_activate_static_stub(test, nouveau_dmem_map, fake_map);
 	kunit_activate_static_stub(test, nouveau_dmem_unmap, fake_unmap);
 	kunit_activate_static_stub(test, nouveau_dmem_launch, fake_launch);
@@ -245,12 +265,15 @@ static void make_board(struct board *b)
 	memset(b->vram, 0xaa, NOUVEAU_DMEM_CHUNK);
 	b->bo.offset = VRAM_BASE;
 	b->map_left = -1;
+	b->map_max = SIZE_MAX;
 	b->launch_left = -1;
 
 	b->drm = kunit_kzalloc(test, sizeof(*b->drm), GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, b->drm);
 	b->ddev.dev = kunit_device_register(test, "nouveau_dmem_test");
 	KUNIT_ASSERT_FALSE(test, IS_ERR(b->ddev.dev));
+	b->dma_mask = DMA_BIT_MASK(64);
+	b->ddev.dev->dma_mask = &b->dma_mask;
 	dev_set_drvdata(b->ddev.dev, b->drm);
 	b->drm->dev = &b->ddev;
 	b->nvkm.dev = b->ddev.dev;
@@ -349,29 +372,30 @@ static unsigned long evicted(struct board *b)
 
 /* --- Runs ----------------------------------------------------------------- */
 
-#define SKIP		{ NOUVEAU_DMEM_SKIP }
-#define CLEAR(v)	{ NOUVEAU_DMEM_CLEAR, NULL, 0, (v) * PAGE_SIZE }
-#define COPY(b, v)	{ NOUVEAU_DMEM_COPY, NULL, (b) * PAGE_SIZE, (v) * PAGE_SIZE }
+#define CLEAR(v)	{ NOUVEAU_DMEM_CLEAR, 1, NULL, 0, (v) * PAGE_SIZE }
+#define COPY(b, v)	ROW(1, b, v)
+#define ROW(n, b, v)	{ NOUVEAU_DMEM_COPY, n, NULL, (b) * PAGE_SIZE, (v) * PAGE_SIZE }
 
 static const struct run_case {
 	const char *name;
 	struct nouveau_dmem_step steps[4];
-	unsigned long nr, run;
+	unsigned long nr, run, pages;
 } run_cases[] = {
-	{ "one", { COPY(1, 1) }, 1, 1 },
-	{ "both sides follow", { COPY(1, 8), COPY(2, 9), COPY(3, 10) }, 3, 3 },
-	{ "no further than asked", { COPY(1, 8), COPY(2, 9), COPY(3, 10) }, 2, 2 },
-	{ "bus has a gap", { COPY(1, 8), COPY(3, 9) }, 2, 1 },
-	{ "vram has a gap", { COPY(1, 8), COPY(2, 10) }, 2, 1 },
-	{ "backwards", { COPY(2, 9), COPY(1, 8) }, 2, 1 },
-	{ "the same page", { COPY(1, 8), COPY(1, 8) }, 2, 1 },
-	{ "gap at the end", { COPY(1, 8), COPY(2, 9), COPY(4, 10) }, 3, 2 },
-	{ "copy ends at clear", { COPY(0, 8), CLEAR(9) }, 2, 1 },
-	{ "clear ends at copy", { CLEAR(8), COPY(0, 9) }, 2, 1 },
-	{ "clear has no bus", { CLEAR(8), CLEAR(9), CLEAR(10), CLEAR(11) }, 4, 4 },
-	{ "clear has a gap", { CLEAR(8), CLEAR(10) }, 2, 1 },
-	{ "skipped splits", { COPY(1, 8), SKIP, COPY(2, 9) }, 3, 1 },
-	{ "skipped together", { SKIP, SKIP, COPY(2, 9) }, 3, 2 },
+	{ "one", { COPY(1, 1) }, 1, 1, 1 },
+	{ "both sides follow", { COPY(1, 8), COPY(2, 9), COPY(3, 10) }, 3, 3, 3 },
+	{ "no further than asked", { COPY(1, 8), COPY(2, 9), COPY(3, 10) }, 2, 2, 2 },
+	{ "bus has a gap", { COPY(1, 8), COPY(3, 9) }, 2, 1, 1 },
+	{ "vram has a gap", { COPY(1, 8), COPY(2, 10) }, 2, 1, 1 },
+	{ "backwards", { COPY(2, 9), COPY(1, 8) }, 2, 1, 1 },
+	{ "the same page", { COPY(1, 8), COPY(1, 8) }, 2, 1, 1 },
+	{ "gap at the end", { COPY(1, 8), COPY(2, 9), COPY(4, 10) }, 3, 2, 2 },
+	{ "rows follow", { ROW(4, 0, 8), COPY(4, 12), ROW(2, 5, 13) }, 3, 3, 7 },
+	{ "row has a gap", { ROW(4, 0, 8), COPY(1, 9) }, 2, 1, 4 },
+	{ "copy ends at clear", { COPY(0, 8), CLEAR(9) }, 2, 1, 1 },
+	{ "clear ends at copy", { CLEAR(8), COPY(0, 9) }, 2, 1, 1 },
+	{ "clear has no bus", { CLEAR(8), CLEAR(9), CLEAR(10), CLEAR(11) }, 4, 4, 4 },
+	{ "clear has a gap", { CLEAR(8), CLEAR(10) }, 2, 1, 1 },
+	{ "skipped splits", { COPY(1, 8), { NOUVEAU_DMEM_SKIP, 1 }, COPY(2, 9) }, 3, 1, 1 },
 };
 
 KUNIT_ARRAY_PARAM_DESC(run, run_cases, name);
@@ -380,7 +404,10 @@ static void run_is(struct kunit *test)
 {
 	const struct run_case *c = test->param_value;
 
-	KUNIT_EXPECT_EQ(test, nouveau_dmem_run(c->steps, c->nr), c->run);
+	unsigned long pages;
+
+	KUNIT_EXPECT_EQ(test, nouveau_dmem_run(c->steps, c->nr, &pages), c->run);
+	KUNIT_EXPECT_EQ(test, pages, c->pages);
 }
 
 /* --- Pages ---------------------------------------------------------------- */
@@ -427,13 +454,108 @@ static void page_has_its_address(struct kunit *test)
 	struct board *b = test->priv;
 	struct hmm_devmem_chunk *chunk;
 	struct page *page;
+	u64 addr;
 
 	chunk = list_first_entry(&b->dmem.pool->chunks, typeof(*chunk), node);
 	page = pfn_to_page(PHYS_PFN(chunk->pgmap.range.start) + 3);
-	KUNIT_EXPECT_EQ(test, nouveau_dmem_page_addr(page),
-			(unsigned long)VRAM_BASE + 3 * PAGE_SIZE);
+	KUNIT_EXPECT_TRUE(test, nouveau_dmem_page_addr(page, &addr));
+	KUNIT_EXPECT_EQ(test, addr, VRAM_BASE + 3 * PAGE_SIZE);
 	KUNIT_EXPECT_PTR_EQ(test, nouveau_dmem_owner(b->drm),
-			    page->pgmap->owner);
+			    page_pgmap(page)->owner);
+
+	nouveau_dmem_suspend(b->drm);
+	KUNIT_EXPECT_FALSE(test, nouveau_dmem_page_addr(page, &addr));
+	b->bo.offset += NOUVEAU_DMEM_CHUNK;
+	nouveau_dmem_resume(b->drm);
+	KUNIT_EXPECT_TRUE(test, nouveau_dmem_page_addr(page, &addr));
+	KUNIT_EXPECT_EQ(test, addr, VRAM_BASE + NOUVEAU_DMEM_CHUNK + 3 * PAGE_SIZE);
+	b->bo.offset -= NOUVEAU_DMEM_CHUNK;
+}
+
+/* --- Large folios --------------------------------------------------------- */
+
+#define HUGE_PAGES	(NOUVEAU_DMEM_CHUNK >> PAGE_SHIFT)
+
+/* A huge page, with a word in each page; or the test is skipped. */
+static unsigned long map_huge(struct board *b)
+{
+	unsigned long addr, i;
+	struct vm_area_struct *vma;
+
+	addr = kunit_vm_mmap(b->test, NULL, 0, 2 * NOUVEAU_DMEM_CHUNK,
+			     PROT_READ | PROT_WRITE, MAP_ANONYMOUS | MAP_PRIVATE, 0);
+	KUNIT_ASSERT_NE(b->test, addr, 0UL);
+	addr = ALIGN(addr, NOUVEAU_DMEM_CHUNK);
+	mmap_write_lock(current->mm);
+	vma = find_vma(current->mm, addr);
+	if (vma)
+		vm_flags_set(vma, VM_HUGEPAGE);
+	mmap_write_unlock(current->mm);
+	for (i = 0; i < HUGE_PAGES; i++)
+		KUNIT_ASSERT_EQ(b->test, put_user(~i, (unsigned long __user *)
+						      (addr + i * PAGE_SIZE)), 0);
+	return addr;
+}
+
+static unsigned long read_huge(unsigned long addr)
+{
+	unsigned long i, word, good = 0;
+
+	for (i = 0; i < HUGE_PAGES; i++)
+		good += !get_user(word, (unsigned long __user *)
+					(addr + i * PAGE_SIZE)) && word == ~i;
+	return good;
+}
+
+static unsigned long move_huge(struct board *b, unsigned long addr)
+{
+	struct hmm_devmem_result result = { };
+
+	KUNIT_ASSERT_EQ(b->test,
+			nouveau_dmem_migrate(b->drm, current->mm, addr,
+					     addr + NOUVEAU_DMEM_CHUNK, &result), 0);
+	return result.moved;
+}
+
+/* What keeps the board from suspending. */
+static int users(struct board *b)
+{
+#ifdef CONFIG_PM
+	return atomic_read(&b->ddev.dev->power.usage_count);
+#else
+	return 0;
+#endif
+}
+
+static void large_folio_goes_in_one_piece(struct kunit *test)
+{
+	struct board *b = test->priv;
+	unsigned long addr = map_huge(b);
+	int before = users(b);
+
+	KUNIT_EXPECT_EQ(test, move_huge(b, addr), HUGE_PAGES);
+	KUNIT_EXPECT_EQ(test, b->maps, 1);
+	KUNIT_EXPECT_EQ(test, b->launches, 1);
+	KUNIT_EXPECT_EQ(test, b->mapped, 0);
+	KUNIT_EXPECT_EQ(test, users(b), before + IS_ENABLED(CONFIG_PM));
+
+	KUNIT_EXPECT_EQ(test, read_huge(addr), HUGE_PAGES);
+	KUNIT_EXPECT_EQ(test, b->mapped, 0);
+	KUNIT_EXPECT_EQ(test, users(b), before);
+}
+
+static void folio_is_as_large_as_can_be_mapped(struct kunit *test)
+{
+	struct board *b = test->priv;
+	unsigned long addr = map_huge(b);
+	int before = users(b);
+
+	b->map_max = SZ_256K;
+	KUNIT_EXPECT_EQ(test, move_huge(b, addr), HUGE_PAGES);
+	KUNIT_EXPECT_EQ(test, b->maps, (long)(NOUVEAU_DMEM_CHUNK / SZ_256K));
+	KUNIT_EXPECT_EQ(test, read_huge(addr), HUGE_PAGES);
+	KUNIT_EXPECT_EQ(test, b->mapped, 0);
+	KUNIT_EXPECT_EQ(test, users(b), before);
 }
 
 /* --- Failures ------------------------------------------------------------- */
@@ -526,6 +648,19 @@ static void late_engine_keeps_its_pages(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, b->mapped, 0);
 	KUNIT_EXPECT_EQ(test, b->fences, 0);
 	KUNIT_EXPECT_EQ(test, read_pages(b, false), NPAGES);
+}
+
+/* The process waits for its data, and no harm is done. */
+static void late_engine_delays_the_cpu(struct kunit *test)
+{
+	struct board *b = test->priv;
+
+	write_pages(b);
+	KUNIT_EXPECT_EQ(test, to_vram(b).moved, NPAGES);
+	b->wait_err = -EBUSY;
+	b->wait_left = 1;
+	KUNIT_EXPECT_EQ(test, read_pages(b, false), NPAGES);
+	KUNIT_EXPECT_EQ(test, b->mapped, 0);
 }
 
 static void killed_engine_gives_its_pages_back(struct kunit *test)
@@ -699,12 +834,12 @@ static void no_device_memory(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, nouveau_dmem_migrate(b->drm, current->mm, b->buf,
 						   b->buf + PAGE_SIZE, &r), -ENODEV);
 
-	/* Nor is there any for a board that is too old, or an unknown engine. */
-	b->drm->client.device.info.family = NV_DEVICE_INFO_V0_MAXWELL;
-	b->drm->ttm.copy.oclass = MAXWELL_DMA_COPY_A;
+	/* Nor is there any without SVM, or without an engine. */
+	b->drm->ttm.chan = &b->chan;
 	nouveau_dmem_init(b->drm);
 	KUNIT_EXPECT_NULL(test, nouveau_dmem_owner(b->drm));
-	b->drm->client.device.info.family = NV_DEVICE_INFO_V0_PASCAL;
+	b->drm->ttm.chan = NULL;
+	b->drm->svm = (struct nouveau_svm *)b;
 	nouveau_dmem_init(b->drm);
 	KUNIT_EXPECT_NULL(test, nouveau_dmem_owner(b->drm));
 }
@@ -726,11 +861,14 @@ static struct kunit_case dmem_cases[] = {
 	KUNIT_CASE(cpu_faults_bring_pages_back),
 	KUNIT_CASE(holes_are_cleared_in_one_launch),
 	KUNIT_CASE(page_has_its_address),
+	KUNIT_CASE(large_folio_goes_in_one_piece),
+	KUNIT_CASE(folio_is_as_large_as_can_be_mapped),
 	KUNIT_CASE(unmappable_page_stays),
 	KUNIT_CASE(refused_launch_fails_the_rest),
 	KUNIT_CASE(killed_while_copying_moves_nothing),
 	KUNIT_CASE(stopped_engine_is_left_alone),
 	KUNIT_CASE(late_engine_keeps_its_pages),
+	KUNIT_CASE(late_engine_delays_the_cpu),
 	KUNIT_CASE(killed_engine_gives_its_pages_back),
 	KUNIT_CASE(job_without_fence_waits_for_the_next),
 	KUNIT_CASE(suspend_takes_pages_to_ram),

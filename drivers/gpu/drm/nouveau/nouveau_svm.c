@@ -18,10 +18,10 @@
  * Migration maps nothing. It invalidates, like everybody else, and the pages
  * are mapped again where the mirror says they are. So there is one rule and no
  * exception: what the GPU maps was found by a pass, and cleared by the first
- * invalidation that came after. Two subscriptions see to that. The mirror of
- * the svmm lasts, and clears. That of the pass makes the pass notice, and
- * clears too: which of them is called first is not defined, and a pass that
- * gets in between must not leave anything behind.
+ * invalidation that came after, or before the device sleeps. Two subscriptions see
+ * to that. The mirror of the svmm lasts, and clears. That of the pass makes the
+ * pass notice, and clears too: which of them is called first is not defined, and a
+ * pass that gets in between must not leave anything behind.
  */
 #include "nouveau_svm.h"
 #include "nouveau_svm_priv.h"
@@ -82,13 +82,7 @@ static u64 word_pair(const u32 *words, int lo, int hi)
 	return (u64)words[hi] << 32 | words[lo];
 }
 
-/**
- * nouveau_svm_decode() - read an entry of the fault buffer
- * @words: all NOUVEAU_SVM_ENTRY_WORDS of it
- * @fault: where to put what it says
- *
- * Return: false if the entry is not valid, and @fault is as it was.
- */
+/* Reads an entry of the ring. False, and @fault as it was: it is not valid. */
 bool nouveau_svm_decode(const u32 *words, struct nouveau_svm_fault *fault)
 {
 	u32 info = words[NOUVEAU_SVM_ENTRY_INFO];
@@ -111,15 +105,9 @@ static int order_of(u64 l, u64 r)
 	return l < r ? -1 : l > r;
 }
 
-/**
- * nouveau_svm_compare() - order of faults, for sort()
- * @a: a &struct nouveau_svm_fault
- * @b: another
- *
+/*
  * By channel, then by address, and of one page the strictest access first: its
  * answer is one for the others as well.
- *
- * Return: less than, equal to or greater than 0.
  */
 int nouveau_svm_compare(const void *a, const void *b)
 {
@@ -138,18 +126,10 @@ static bool extends(const struct nouveau_svm_window *window,
 	       (window->end - window->start) >> PAGE_SHIFT < max_pages;
 }
 
-/**
- * nouveau_svm_coalesce() - put faults together into a window
- * @faults: sorted faults
- * @nr: how many, at least one
- * @max_pages: largest size of the window
- * @window: where to put it
- *
- * Takes faults of one channel and one access on neighbouring pages of one
- * block, and with them all others on these pages that ask for no more. Atomic
- * access has a window for each page.
- *
- * Return: how many faults, from the first, the window is the answer to.
+/*
+ * A window of the first faults: those of one channel and one access on neighbouring
+ * pages of one block, and with them all others on these pages that ask for no
+ * more. Atomic access has a window for each page. Returns how many they are.
  */
 unsigned int nouveau_svm_coalesce(const struct nouveau_svm_fault *faults,
 				  unsigned int nr, unsigned long max_pages,
@@ -174,13 +154,7 @@ unsigned int nouveau_svm_coalesce(const struct nouveau_svm_fault *faults,
 	return n;
 }
 
-/**
- * nouveau_svm_covers() - is a window answered already?
- * @done: what was mapped last
- * @window: the window
- *
- * Return: true if @done has all its pages, and allows as much.
- */
+/* Does what was mapped last have all pages of a window, and allow as much? */
 bool nouveau_svm_covers(const struct nouveau_svm_window *done,
 			const struct nouveau_svm_window *window)
 {
@@ -188,105 +162,80 @@ bool nouveau_svm_covers(const struct nouveau_svm_window *done,
 	       window->access <= done->access;
 }
 
-/**
- * nouveau_svm_shared() - may all of a range be mapped?
- * @bounds: what is shared
- * @start: first address
- * @end: address behind the last one
- *
- * Return: true if it is not empty, below the limit and outside the hole.
- */
-bool nouveau_svm_shared(const struct nouveau_svm_bounds *bounds,
-			unsigned long start, unsigned long end)
-{
-	return start < end && end <= bounds->limit &&
-	       (end <= bounds->hole_start || start >= bounds->hole_end);
-}
-
-/**
- * nouveau_svm_pieces() - what of a range is shared
- * @bounds: what is shared
- * @start: first address
- * @end: address behind the last one
- * @pieces: room for two
- *
- * Return: how many pieces there are: 0, 1 or 2, the hole being between them.
+/*
+ * What of a range is shared: 0, 1 or 2 pieces, with the hole between them. They
+ * ask for no access.
  */
 unsigned int nouveau_svm_pieces(const struct nouveau_svm_bounds *bounds,
 				unsigned long start, unsigned long end,
-				struct nouveau_svm_piece *pieces)
+				struct nouveau_svm_window *pieces)
 {
 	unsigned int n = 0;
 
 	end = min(end, bounds->limit);
 	if (start < min(end, bounds->hole_start))
-		pieces[n++] = (struct nouveau_svm_piece) {
+		pieces[n++] = (struct nouveau_svm_window) {
 			start, min(end, bounds->hole_start)
 		};
 	if (max(start, bounds->hole_end) < end)
-		pieces[n++] = (struct nouveau_svm_piece) {
+		pieces[n++] = (struct nouveau_svm_window) {
 			max(start, bounds->hole_end), end
 		};
 	return n;
 }
 
-/**
- * nouveau_svm_request() - what to ask of the mirror for an access
- * @access: the access
- *
- * A prefetch takes what is there, and so does the first look for an atomic one.
- *
- * Return: HMM_PFN_REQ_*.
+/* May all of a range be mapped? */
+bool nouveau_svm_shared(const struct nouveau_svm_bounds *bounds,
+			unsigned long start, unsigned long end)
+{
+	struct nouveau_svm_window pieces[2];
+
+	return nouveau_svm_pieces(bounds, start, end, pieces) == 1 &&
+	       pieces->start == start && pieces->end == end;
+}
+
+/*
+ * What to ask of the mirror; a prefetch takes what is there. Atomic access needs
+ * a page to write to, first of all: to have it copied, and taken back from who
+ * has it for himself, is an invalidation, and must come before the one of
+ * make_device_exclusive().
  */
 unsigned long nouveau_svm_request(enum nouveau_svm_access access)
 {
 	switch (access) {
+	case NOUVEAU_SVM_PREFETCH:
+		return 0;
 	case NOUVEAU_SVM_READ:
 		return HMM_PFN_REQ_FAULT;
-	case NOUVEAU_SVM_WRITE:
-		return HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE;
 	default:
-		return 0;
+		return HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE;
 	}
 }
 
-/**
- * nouveau_svm_pte() - turn a word of the mirror into an entry of PFNMAP
- * @word: the word
- *
- * Context: The word must still hold: svmm->mutex, after
- * mmu_interval_read_retry().
- * Return: The entry, 0 if there is no page.
+/*
+ * From a word of the mirror to an entry of PFNMAP, which is 0 if there is no page
+ * that can be mapped. Like all that encodes, it needs a word that still holds:
+ * svmm->mutex, after mmu_interval_read_retry().
  */
 u64 nouveau_svm_pte(unsigned long word)
 {
-	u64 pte = NVIF_VMM_PFNMAP_V0_V;
-	struct page *page;
-	u64 addr;
+	u64 pte;
 
 	if (!(word & HMM_PFN_VALID))
 		return NVIF_VMM_PFNMAP_V0_NONE;
-
-	page = hmm_pfn_to_page(word);
+	pte = nouveau_svm_place(hmm_pfn_to_page(word));
+	if (!pte)
+		return NVIF_VMM_PFNMAP_V0_NONE;
 	if (word & HMM_PFN_WRITE)
 		pte |= NVIF_VMM_PFNMAP_V0_W;
-	if (!nouveau_svm_vram_addr(page, &addr))
-		return pte | NVIF_VMM_PFNMAP_V0_HOST | page_to_phys(page);
-	if (word & HMM_PFN_WRITE)
+	if (word & HMM_PFN_WRITE && pte & NVIF_VMM_PFNMAP_V0_VRAM)
 		pte |= NVIF_VMM_PFNMAP_V0_A;
-	return pte | NVIF_VMM_PFNMAP_V0_VRAM | addr;
+	return pte | NVIF_VMM_PFNMAP_V0_V;
 }
 
-/**
- * nouveau_svm_encode_block() - map the whole block around a window?
- * @bounds: what is shared
- * @window: the window
- * @word: of the mirror, for its first page
- * @map: where to put it
- *
- * Context: As nouveau_svm_pte().
- * Return: true if @map is filled in; false if the CPU does not map the block in
- * one piece, or the GPU must not.
+/*
+ * Maps the whole block around a window, if the CPU maps it in one piece, and the
+ * GPU may. @word is that of the first page. Else @map is as it was.
  */
 bool nouveau_svm_encode_block(const struct nouveau_svm_bounds *bounds,
 			      const struct nouveau_svm_window *window,
@@ -311,14 +260,7 @@ bool nouveau_svm_encode_block(const struct nouveau_svm_bounds *bounds,
 	return true;
 }
 
-/**
- * nouveau_svm_encode_pages() - map each page of a window
- * @window: the window
- * @words: of the mirror, one for each page
- * @map: where to put it, with room for all pages
- *
- * Context: As nouveau_svm_pte().
- */
+/* Maps each page of a window. */
 void nouveau_svm_encode_pages(const struct nouveau_svm_window *window,
 			      const unsigned long *words,
 			      struct nvif_vmm_pfnmap_v0 *map)
@@ -334,22 +276,13 @@ void nouveau_svm_encode_pages(const struct nouveau_svm_window *window,
 		map->phys[i] = nouveau_svm_pte(words[i]);
 }
 
-/**
- * nouveau_svm_map_entries() - how many entries has a PFNMAP call?
- * @map: the call
- *
- * Return: The number.
- */
 unsigned long nouveau_svm_map_entries(const struct nvif_vmm_pfnmap_v0 *map)
 {
 	return map->size >> map->page;
 }
 
-/**
- * nouveau_svm_granted() - what does a PFNMAP call allow?
- * @map: the call
- *
- * Return: What it allows on each of its pages; a prefetch if there are some
+/*
+ * What a call of PFNMAP allows on each of its pages; a prefetch, if there are some
  * that it does not map.
  */
 enum nouveau_svm_access nouveau_svm_granted(const struct nvif_vmm_pfnmap_v0 *map)
@@ -367,14 +300,7 @@ enum nouveau_svm_access nouveau_svm_granted(const struct nvif_vmm_pfnmap_v0 *map
 					       NOUVEAU_SVM_WRITE;
 }
 
-/**
- * nouveau_svm_pending() - how many entries of the ring wait for us?
- * @get: the first of them
- * @put: the one that the GPU writes next
- * @entries: size of the ring
- *
- * Return: The number, or -EIO: no GPU has answered.
- */
+/* How many entries of the ring wait for us; -EIO: no GPU has answered. */
 int nouveau_svm_pending(u32 get, u32 put, u32 entries)
 {
 	if (get >= entries || put >= entries)
@@ -382,13 +308,9 @@ int nouveau_svm_pending(u32 get, u32 put, u32 entries)
 	return put >= get ? put - get : entries - get + put;
 }
 
-/**
- * nouveau_svm_cancels() - must a fault be cancelled?
- * @access: what it wants
- * @err: how the attempt to answer it ended
- *
- * Return: false if the GPU is to try again: it was answered; others were
- * faster, and the next time they may not be; or nobody waits for the answer.
+/*
+ * Must a fault be cancelled? Not if it was answered; nor if others were faster, as
+ * the next time they may not be; nor if nobody waits for the answer.
  */
 bool nouveau_svm_cancels(enum nouveau_svm_access access, int err)
 {
@@ -403,56 +325,25 @@ bool nouveau_svm_cancels(enum nouveau_svm_access access, int err)
 	}
 }
 
-/**
- * nouveau_svm_check_init() - check the arguments of SVM_INIT
- * @addr: where the hole begins
- * @size: how large it is
- *
- * Return: 0, or -EINVAL if it ends nowhere.
- */
-int nouveau_svm_check_init(u64 addr, u64 size)
-{
-	u64 end;
+/* The priority is a hint, and any will do. */
+#define BIND_HINT	((u64)NOUVEAU_SVM_BIND_PRIORITY_MASK << \
+			 NOUVEAU_SVM_BIND_PRIORITY_SHIFT)
+#define BIND_TO_VRAM	((u64)NOUVEAU_SVM_BIND_COMMAND__MIGRATE << \
+			 NOUVEAU_SVM_BIND_COMMAND_SHIFT | \
+			 (u64)NOUVEAU_SVM_BIND_TARGET__GPU_VRAM << \
+			 NOUVEAU_SVM_BIND_TARGET_SHIFT)
 
-	if (check_add_overflow(addr, size, &end) || end > U64_MAX - PAGE_SIZE)
-		return -EINVAL;
-	return 0;
-}
-
-static int check_bind_header(u64 header)
-{
-	u64 command = header >> NOUVEAU_SVM_BIND_COMMAND_SHIFT &
-		      NOUVEAU_SVM_BIND_COMMAND_MASK;
-	u64 target = header >> NOUVEAU_SVM_BIND_TARGET_SHIFT &
-		     NOUVEAU_SVM_BIND_TARGET_MASK;
-
-	/* The priority is a hint, and any will do. */
-	if (header & ~NOUVEAU_SVM_BIND_VALID_MASK ||
-	    command != NOUVEAU_SVM_BIND_COMMAND__MIGRATE ||
-	    target != NOUVEAU_SVM_BIND_TARGET__GPU_VRAM)
-		return -EINVAL;
-	return 0;
-}
-
-/**
- * nouveau_svm_check_bind() - check the arguments of SVM_BIND
- * @args: the arguments
- * @limit: address behind the last one of the process
- * @start: where to put the first address, rounded down to a page
- * @end: where to put the address behind the last one, rounded up
- *
- * Return: 0, or -EINVAL: unknown command or target, bits that mean nothing, a
- * stride, an empty range or one behind @limit, more pages than it has.
+/*
+ * -EINVAL: unknown command or target, bits that mean nothing, a stride, an empty
+ * range or one that is not below @limit, more pages than it has. Else the range,
+ * in whole pages.
  */
 int nouveau_svm_check_bind(const struct drm_nouveau_svm_bind *args,
 			   unsigned long limit, unsigned long *start,
 			   unsigned long *end)
 {
-	int err = check_bind_header(args->header);
-
-	if (err)
-		return err;
-	if (args->stride || args->reserved0 || args->reserved1 ||
+	if ((args->header & ~BIND_HINT) != BIND_TO_VRAM || args->stride ||
+	    args->reserved0 || args->reserved1 ||
 	    args->va_start >= args->va_end || args->va_end > limit)
 		return -EINVAL;
 
@@ -474,34 +365,20 @@ static struct nvif_object *svm_fault_vmm(struct nouveau_svm *svm)
 	return &svm->drm->client.vmm.vmm.object;
 }
 
-u32 nouveau_svm_hw_read(struct nouveau_svm *svm, u32 reg)
-{
-	KUNIT_STATIC_STUB_REDIRECT(nouveau_svm_hw_read, svm, reg);
-	return nvif_rd32(svm_device(svm), reg);
-}
-
-void nouveau_svm_hw_write(struct nouveau_svm *svm, u32 reg, u32 value)
-{
-	KUNIT_STATIC_STUB_REDIRECT(nouveau_svm_hw_write, svm, reg, value);
-	nvif_wr32(svm_device(svm), reg, value);
-}
-
-static u32 word_offset(u32 entry, u32 word)
+static u32 ring_offset(u32 entry, u32 word)
 {
 	return (entry * NOUVEAU_SVM_ENTRY_WORDS + word) * sizeof(u32);
 }
 
-u32 nouveau_svm_hw_read_word(struct nouveau_svm *svm, u32 entry, u32 word)
+static u32 ring_read(struct nouveau_svm *svm, u32 entry, u32 word)
 {
-	KUNIT_STATIC_STUB_REDIRECT(nouveau_svm_hw_read_word, svm, entry, word);
-	return nvif_rd32(&svm->buffer.object, word_offset(entry, word));
+	return nvif_rd32(&svm->buffer.object, ring_offset(entry, word));
 }
 
 /* The entry has been read: the next time round its valid bit must be news. */
-void nouveau_svm_hw_retire(struct nouveau_svm *svm, u32 entry, u32 info)
+static void ring_retire(struct nouveau_svm *svm, u32 entry, u32 info)
 {
-	KUNIT_STATIC_STUB_REDIRECT(nouveau_svm_hw_retire, svm, entry, info);
-	nvif_wr32(&svm->buffer.object, word_offset(entry, NOUVEAU_SVM_ENTRY_INFO),
+	nvif_wr32(&svm->buffer.object, ring_offset(entry, NOUVEAU_SVM_ENTRY_INFO),
 		  info & ~NOUVEAU_SVM_INFO_VALID);
 }
 
@@ -535,6 +412,10 @@ void nouveau_svm_hw_cancel(struct nouveau_svm *svm,
  * Both of the following allocate memory, under svmm->mutex and in callbacks of
  * the mirror. If that went into reclaim, reclaim would unmap pages of some
  * process, maybe this one, and wait for the mutex that we hold.
+ *
+ * This is about our calls. For buffer objects nvkm allocates as well, under
+ * mutexes of its own, and goes into reclaim there: that may come here, and wait
+ * for what the same task holds. Only nvkm can keep that from happening.
  */
 static int svmm_method(struct nouveau_svmm *svmm, u32 method, void *args, u32 size)
 {
@@ -565,19 +446,17 @@ void nouveau_svm_hw_clear(struct nouveau_svmm *svmm, unsigned long start,
 	WARN_ON_ONCE(svmm_method(svmm, NVIF_VMM_V0_PFNCLR, &args, sizeof(args)));
 }
 
-bool nouveau_svm_vram_addr(struct page *page, u64 *addr)
+/* Address and aperture of a page; 0: in VRAM that the board does not have now. */
+u64 nouveau_svm_place(struct page *page)
 {
-	KUNIT_STATIC_STUB_REDIRECT(nouveau_svm_vram_addr, page, addr);
-	if (!is_device_private_page(page))
-		return false;
-	*addr = nouveau_dmem_page_addr(page);
-	return true;
-}
+	u64 addr;
 
-void *nouveau_svm_owner(struct nouveau_svm *svm)
-{
-	KUNIT_STATIC_STUB_REDIRECT(nouveau_svm_owner, svm);
-	return nouveau_dmem_owner(svm->drm);
+	KUNIT_STATIC_STUB_REDIRECT(nouveau_svm_place, page);
+	if (!is_device_private_page(page))
+		return NVIF_VMM_PFNMAP_V0_HOST | page_to_phys(page);
+	if (!nouveau_dmem_page_addr(page, &addr))
+		return 0;
+	return NVIF_VMM_PFNMAP_V0_VRAM | addr;
 }
 
 /* Ask the mirror. */
@@ -611,17 +490,10 @@ static bool mapped_in_one(struct nouveau_svmm *svmm, unsigned long addr)
 	return xa_load(&svmm->blocks, addr >> NOUVEAU_SVM_BLOCK_SHIFT);
 }
 
-/* Make sure that a block can be remembered, or return false. */
-static bool reserve_block(struct nouveau_svmm *svmm, unsigned long addr)
-{
-	return !xa_reserve(&svmm->blocks, addr >> NOUVEAU_SVM_BLOCK_SHIFT,
-			   GFP_NOWAIT | __GFP_NOWARN);
-}
-
 static int remember_block(struct nouveau_svmm *svmm, unsigned long addr)
 {
 	return xa_err(xa_store(&svmm->blocks, addr >> NOUVEAU_SVM_BLOCK_SHIFT,
-			       xa_mk_value(1), GFP_NOWAIT));
+			       xa_mk_value(1), GFP_NOWAIT | __GFP_NOWARN));
 }
 
 static void forget_blocks(struct nouveau_svmm *svmm, unsigned long start,
@@ -639,7 +511,7 @@ static void forget_blocks(struct nouveau_svmm *svmm, unsigned long start,
 static void svmm_clear(struct nouveau_svmm *svmm, unsigned long start,
 		       unsigned long end)
 {
-	struct nouveau_svm_piece pieces[2];
+	struct nouveau_svm_window pieces[2];
 	unsigned int nr, i;
 
 	lockdep_assert_held(&svmm->mutex);
@@ -688,22 +560,13 @@ static const struct mmu_interval_notifier_ops mirror_ops = {
 
 /* --- A pass: map one window ------------------------------------------------- */
 
-/**
- * struct svm_pass - the attempts to map a window
- * @notifier: subscription to the block around it
- * @svmm: whose
- * @window: what to map
- * @scratch: room to work
- * @exclusive: the page, if it is out of reach for the CPUs; locked
- * @seq: of @notifier, when the attempt began
- */
+/* The attempts to map a window. */
 struct svm_pass {
-	struct mmu_interval_notifier notifier;
+	struct mmu_interval_notifier notifier;	/* of the block around it */
 	struct nouveau_svmm *svmm;
 	const struct nouveau_svm_window *window;
 	struct nouveau_svm_scratch *scratch;
-	struct page *exclusive;
-	unsigned long seq;
+	unsigned long seq;			/* when this attempt began */
 };
 
 /*
@@ -725,78 +588,81 @@ static const struct mmu_interval_notifier_ops pass_ops = {
 	.invalidate = pass_invalidate,
 };
 
-static void encode_exclusive(struct svm_pass *pass, struct nvif_vmm_pfnmap_v0 *map)
+/*
+ * What the GPU may write to is dirty, for no CPU will see that it was written.
+ * Once is enough: who cleans a page invalidates it. Nothing here waits or
+ * allocates: where a file system has more to do than to set a flag, a page that can
+ * be written to is dirty already.
+ */
+static void mark_dirty(const struct nvif_vmm_pfnmap_v0 *map)
 {
-	*map = (struct nvif_vmm_pfnmap_v0) {
-		.page	= PAGE_SHIFT,
-		.addr	= pass->window->start,
-		.size	= PAGE_SIZE,
-	};
-	map->phys[0] = page_to_phys(pass->exclusive) |
-		       NVIF_VMM_PFNMAP_V0_HOST | NVIF_VMM_PFNMAP_V0_V |
-		       NVIF_VMM_PFNMAP_V0_W | NVIF_VMM_PFNMAP_V0_A;
+	unsigned long i;
+
+	for (i = 0; i < nouveau_svm_map_entries(map); i++) {
+		u64 pte = map->phys[i];
+
+		if (pte & NVIF_VMM_PFNMAP_V0_W && !(pte & NVIF_VMM_PFNMAP_V0_VRAM))
+			set_page_dirty(pfn_to_page(PHYS_PFN(pte)));
+	}
 }
 
-static void encode_words(struct svm_pass *pass, struct nvif_vmm_pfnmap_v0 *map)
+/* An entry that cannot be mapped comes back empty. */
+static int pass_map_as(struct svm_pass *pass, struct nvif_vmm_pfnmap_v0 *map)
 {
-	const unsigned long *words = pass->scratch->words;
+	int err;
 
-	if (!nouveau_svm_encode_block(&pass->svmm->bounds, pass->window,
-				      words[0], map) ||
-	    !reserve_block(pass->svmm, map->addr))
-		nouveau_svm_encode_pages(pass->window, words, map);
+	mark_dirty(map);
+	err = nouveau_svm_hw_map(pass->svmm, map);
+	if (err)
+		return err;
+	return nouveau_svm_granted(map) < pass->window->access ? -EIO : 0;
 }
 
-static unsigned long count_valid(const struct nvif_vmm_pfnmap_v0 *map)
+static bool pass_map_block(struct svm_pass *pass, struct nvif_vmm_pfnmap_v0 *map)
 {
-	unsigned long i, n = 0;
-
-	for (i = 0; i < nouveau_svm_map_entries(map); i++)
-		n += !!(map->phys[i] & NVIF_VMM_PFNMAP_V0_V);
-	return n;
+	svmm_clear(pass->svmm, map->addr, map->addr + map->size);
+	return !remember_block(pass->svmm, map->addr) &&
+	       !pass_map_as(pass, map) && *map->phys;
 }
 
 /*
- * What is mapped already goes first: an entry that is overwritten would never
- * give back its DMA address. An entry that cannot be mapped comes back empty.
+ * In one piece, if that is possible, else as @map says. What is mapped already goes
+ * first: an entry that is overwritten would never give back its DMA address.
  */
-static int svmm_map(struct nouveau_svmm *svmm, struct nvif_vmm_pfnmap_v0 *map)
+static int pass_map_words(struct svm_pass *pass, struct nvif_vmm_pfnmap_v0 *map)
 {
-	unsigned long valid = count_valid(map);
-	int err = 0;
-
-	svmm_clear(svmm, map->addr, map->addr + map->size);
-	if (!valid)
-		return 0;
-	if (map->page == NOUVEAU_SVM_BLOCK_SHIFT)
-		err = remember_block(svmm, map->addr);
-	if (!err)
-		err = nouveau_svm_hw_map(svmm, map);
-	if (err)
-		return err;
-	return count_valid(map) == valid ? 0 : -EIO;
-}
-
-/* Returns -EBUSY if what was found is history, -EAGAIN if it is not enough. */
-static int pass_map(struct svm_pass *pass)
-{
-	struct nvif_vmm_pfnmap_v0 *map = &pass->scratch->map;
+	const unsigned long *words = pass->scratch->words;
 	struct nouveau_svmm *svmm = pass->svmm;
 
-	guard(mutex)(&svmm->mutex);
-	if (!svmm->vmm)
+	if (nouveau_svm_encode_block(&svmm->bounds, pass->window, *words, map)) {
+		if (pass_map_block(pass, map))
+			return 0;
+		nouveau_svm_encode_pages(pass->window, words, map);
+	}
+	svmm_clear(svmm, map->addr, map->addr + map->size);
+	return pass_map_as(pass, map);
+}
+
+/*
+ * @rights: what the words do not tell. Returns -EBUSY if they are history; if they
+ * are not enough -EAGAIN for an atomic access, and -EIO for others.
+ */
+static int pass_map(struct svm_pass *pass, u64 rights)
+{
+	struct nvif_vmm_pfnmap_v0 *map = &pass->scratch->map;
+	enum nouveau_svm_access access = pass->window->access;
+
+	guard(mutex)(&pass->svmm->mutex);
+	if (!pass->svmm->vmm)
 		return -ESHUTDOWN;
 	if (mmu_interval_read_retry(&pass->notifier, pass->seq))
 		return -EBUSY;
 
-	if (pass->exclusive)
-		encode_exclusive(pass, map);
-	else
-		encode_words(pass, map);
-	if (pass->window->access == NOUVEAU_SVM_ATOMIC &&
-	    nouveau_svm_granted(map) < NOUVEAU_SVM_ATOMIC)
-		return -EAGAIN;
-	return svmm_map(svmm, map);
+	nouveau_svm_encode_pages(pass->window, pass->scratch->words, map);
+	map->phys[0] |= rights;
+	if (nouveau_svm_granted(map) < access)
+		return access == NOUVEAU_SVM_ATOMIC ? -EAGAIN : -EIO;
+	return pass_map_words(pass, map);
 }
 
 static int pass_try_mirror(struct svm_pass *pass)
@@ -807,14 +673,14 @@ static int pass_try_mirror(struct svm_pass *pass)
 		.end			= pass->window->end,
 		.hmm_pfns		= pass->scratch->words,
 		.default_flags		= nouveau_svm_request(pass->window->access),
-		.dev_private_owner	= nouveau_svm_owner(pass->svmm->svm),
+		.dev_private_owner	= nouveau_dmem_owner(pass->svmm->svm->drm),
 	};
 	int err;
 
 	pass->seq = mmu_interval_read_begin(&pass->notifier);
 	range.notifier_seq = pass->seq;
 	err = nouveau_svm_look(pass->svmm, &range);
-	return err ?: pass_map(pass);
+	return err ?: pass_map(pass, 0);
 }
 
 /* As long as the page is locked, no CPU gets it back. */
@@ -833,9 +699,8 @@ static int pass_try_exclusive(struct svm_pass *pass)
 	if (IS_ERR(page))
 		return PTR_ERR(page);
 
-	pass->exclusive = page;
-	err = pass_map(pass);
-	pass->exclusive = NULL;
+	pass->scratch->words[0] = page_to_pfn(page) | HMM_PFN_VALID | HMM_PFN_WRITE;
+	err = pass_map(pass, NVIF_VMM_PFNMAP_V0_A);
 	folio_unlock(folio);
 	folio_put(folio);
 	return err;
@@ -853,13 +718,11 @@ static int pass_try(struct svm_pass *pass)
 
 static int pass_run(struct svm_pass *pass)
 {
-	unsigned long deadline = jiffies +
-				 msecs_to_jiffies(HMM_RANGE_DEFAULT_TIMEOUT);
 	int err;
 
 	for (;;) {
 		err = pass_try(pass);
-		if (err != -EBUSY || time_after(jiffies, deadline))
+		if (err != -EBUSY || time_after(jiffies, pass->scratch->deadline))
 			return err;
 		if (fatal_signal_pending(current))
 			return -EINTR;
@@ -907,11 +770,18 @@ static struct nouveau_svm_scratch *scratch_alloc(void)
 			GFP_KERNEL);
 }
 
+/* For how long to be patient with those who invalidate what is to be mapped. */
+static void scratch_arm(struct nouveau_svm_scratch *scratch)
+{
+	scratch->deadline = jiffies + msecs_to_jiffies(HMM_RANGE_DEFAULT_TIMEOUT);
+}
+
 static void svm_release(struct kref *ref)
 {
 	struct nouveau_svm *svm = container_of(ref, struct nouveau_svm, ref);
 
-	WARN_ON_ONCE(!list_empty(&svm->channels));
+	WARN_ON_ONCE(!list_empty(&svm->svmms));
+	xa_destroy(&svm->channels);
 	mutex_destroy(&svm->lock);
 	kvfree(svm->buffer.faults);
 	kvfree(svm->buffer.scratch);
@@ -935,13 +805,7 @@ static void svm_work(struct work_struct *work)
 	drm_dev_exit(idx);
 }
 
-/**
- * nouveau_svm_new() - begin the shared virtual memory of a device
- * @drm: the device
- *
- * Context: May sleep.
- * Return: It, with one reference; NULL, out of memory.
- */
+/* One reference; NULL: out of memory. */
 struct nouveau_svm *nouveau_svm_new(struct nouveau_drm *drm)
 {
 	struct nouveau_svm *svm = kzalloc(sizeof(*svm), GFP_KERNEL);
@@ -951,19 +815,13 @@ struct nouveau_svm *nouveau_svm_new(struct nouveau_drm *drm)
 	kref_init(&svm->ref);
 	svm->drm = drm;
 	mutex_init(&svm->lock);
-	INIT_LIST_HEAD(&svm->channels);
+	xa_init(&svm->channels);
+	INIT_LIST_HEAD(&svm->svmms);
 	INIT_WORK(&svm->buffer.work, svm_work);
 	return svm;
 }
 
-/**
- * nouveau_svm_alloc_faults() - all memory that answers to faults need
- * @svm: of which device
- * @entries: size of its ring
- *
- * Context: May sleep.
- * Return: 0, or -ENOMEM; what there is goes with @svm.
- */
+/* All memory that answers to faults need. If it fails, what there is goes with @svm. */
 int nouveau_svm_alloc_faults(struct nouveau_svm *svm, u32 entries)
 {
 	struct nouveau_svm_buffer *buffer = &svm->buffer;
@@ -990,16 +848,9 @@ void nouveau_svmm_put(struct nouveau_svmm *svmm)
 	kref_put(&svmm->ref, svmm_release);
 }
 
-/**
- * nouveau_svmm_new() - mirror a process
- * @svm: on which device
- * @vmm: its address space there, with nothing mapped
- * @mm: the process
- * @bounds: what they share
- *
- * Context: May sleep, for mmap_lock of @mm too. The caller has @mm in use.
- * Return: The svmm, to be ended by nouveau_svmm_fini(), or an ERR_PTR():
- * -ENOMEM; -EINTR, mmap_lock could not be had.
+/*
+ * Mirrors a process, which the caller has in use, to a @vmm with nothing mapped;
+ * until nouveau_svmm_fini(). -ENOMEM, or -EINTR: mmap_lock could not be had.
  */
 struct nouveau_svmm *nouveau_svmm_new(struct nouveau_svm *svm,
 				      struct nouveau_vmm *vmm,
@@ -1027,27 +878,12 @@ struct nouveau_svmm *nouveau_svmm_new(struct nouveau_svm *svm,
 		nouveau_svmm_put(svmm);
 		return ERR_PTR(err);
 	}
+	guard(mutex)(&svm->lock);
+	list_add(&svmm->node, &svm->svmms);
 	return svmm;
 }
 
 /* --- Channels --------------------------------------------------------------- */
-
-static struct nouveau_svm_channel *find_channel(struct nouveau_svm *svm, u64 inst)
-{
-	struct nouveau_svm_channel *channel;
-
-	lockdep_assert_held(&svm->lock);
-	list_for_each_entry(channel, &svm->channels, node)
-		if (channel->inst == inst)
-			return channel;
-	return NULL;
-}
-
-static void remove_channel(struct nouveau_svm_channel *channel)
-{
-	list_del(&channel->node);
-	kfree(channel);
-}
 
 /**
  * nouveau_svmm_join() - a channel works in a shared address space
@@ -1059,19 +895,10 @@ static void remove_channel(struct nouveau_svm_channel *channel)
  */
 int nouveau_svmm_join(struct nouveau_svmm *svmm, u64 inst)
 {
-	struct nouveau_svm_channel *channel;
-
 	if (!svmm)
 		return 0;
-	channel = kzalloc(sizeof(*channel), GFP_KERNEL);
-	if (!channel)
-		return -ENOMEM;
-	channel->svmm = svmm;
-	channel->inst = inst;
-
 	guard(mutex)(&svmm->svm->lock);
-	list_add(&channel->node, &svmm->svm->channels);
-	return 0;
+	return xa_err(xa_store(&svmm->svm->channels, inst, svmm, GFP_KERNEL));
 }
 
 /**
@@ -1083,37 +910,36 @@ int nouveau_svmm_join(struct nouveau_svmm *svmm, u64 inst)
  */
 void nouveau_svmm_part(struct nouveau_svmm *svmm, u64 inst)
 {
-	struct nouveau_svm_channel *channel;
-
 	if (!svmm)
 		return;
 	guard(mutex)(&svmm->svm->lock);
-	channel = find_channel(svmm->svm, inst);
-	if (channel && channel->svmm == svmm)
-		remove_channel(channel);
+	xa_cmpxchg(&svmm->svm->channels, inst, svmm, NULL, 0);
 }
 
 /* The svmm that a channel works in, with a reference, or NULL. */
 static struct nouveau_svmm *get_svmm(struct nouveau_svm *svm, u64 inst)
 {
-	struct nouveau_svm_channel *channel;
+	struct nouveau_svmm *svmm;
 
 	guard(mutex)(&svm->lock);
-	channel = find_channel(svm, inst);
-	if (!channel)
-		return NULL;
-	kref_get(&channel->svmm->ref);
-	return channel->svmm;
+	svmm = xa_load(&svm->channels, inst);
+	if (svmm)
+		kref_get(&svmm->ref);
+	return svmm;
 }
 
-static void part_all(struct nouveau_svmm *svmm)
+/* The svmm is found no more. */
+static void leave(struct nouveau_svmm *svmm)
 {
-	struct nouveau_svm_channel *channel, *next;
+	struct nouveau_svm *svm = svmm->svm;
+	struct nouveau_svmm *of;
+	unsigned long inst;
 
-	guard(mutex)(&svmm->svm->lock);
-	list_for_each_entry_safe(channel, next, &svmm->svm->channels, node)
-		if (channel->svmm == svmm)
-			remove_channel(channel);
+	guard(mutex)(&svm->lock);
+	list_del(&svmm->node);
+	xa_for_each(&svm->channels, inst, of)
+		if (of == svmm)
+			xa_erase(&svm->channels, inst);
 }
 
 /* --- Faults ----------------------------------------------------------------- */
@@ -1125,7 +951,7 @@ static u32 wait_for_entry(struct nouveau_svm *svm, u32 entry)
 	u32 info;
 
 	for (us = 0; us < ENTRY_WAIT_US; us++) {
-		info = nouveau_svm_hw_read_word(svm, entry, NOUVEAU_SVM_ENTRY_INFO);
+		info = ring_read(svm, entry, NOUVEAU_SVM_ENTRY_INFO);
 		if (info & NOUVEAU_SVM_INFO_VALID)
 			break;
 		udelay(1);
@@ -1141,34 +967,34 @@ static bool read_entry(struct nouveau_svm *svm, u32 entry,
 
 	words[NOUVEAU_SVM_ENTRY_INFO] = wait_for_entry(svm, entry);
 	for (i = 0; i < NOUVEAU_SVM_ENTRY_INFO; i++)
-		words[i] = nouveau_svm_hw_read_word(svm, entry, i);
-	nouveau_svm_hw_retire(svm, entry, words[NOUVEAU_SVM_ENTRY_INFO]);
-	return nouveau_svm_decode(words, fault);
+		words[i] = ring_read(svm, entry, i);
+	if (!nouveau_svm_decode(words, fault))
+		return false;
+	ring_retire(svm, entry, words[NOUVEAU_SVM_ENTRY_INFO]);
+	return true;
 }
 
 /*
  * Empty the ring, so that the GPU can go on writing. Returns how many faults
- * there were. One that never arrived will be back if the GPU replays: set
- * *@replay.
+ * there were. The first that is late ends it, for entries come in order: set
+ * *@replay, so that there will be news, and it is read then.
  */
 static unsigned int fetch_faults(struct nouveau_svm *svm, bool *replay)
 {
 	struct nouveau_svm_buffer *buffer = &svm->buffer;
-	u32 get = nouveau_svm_hw_read(svm, buffer->get_reg);
-	u32 put = nouveau_svm_hw_read(svm, buffer->put_reg);
-	int i, nr = nouveau_svm_pending(get, put, buffer->entries);
-	unsigned int n = 0;
+	u32 get = nvif_rd32(svm_device(svm), buffer->get_reg);
+	u32 put = nvif_rd32(svm_device(svm), buffer->put_reg);
+	int n, nr = nouveau_svm_pending(get, put, buffer->entries);
 
-	if (nr <= 0)
-		return 0;
-	for (i = 0; i < nr; i++) {
-		if (read_entry(svm, get, &buffer->faults[n]))
-			n++;
-		else
+	for (n = 0; n < nr; n++) {
+		if (!read_entry(svm, get, &buffer->faults[n])) {
 			*replay = true;
+			break;
+		}
 		get = (get + 1) % buffer->entries;
 	}
-	nouveau_svm_hw_write(svm, buffer->get_reg, get);
+	if (n)
+		nvif_wr32(svm_device(svm), buffer->get_reg, get);
 	return n;
 }
 
@@ -1189,16 +1015,24 @@ static bool settle(struct nouveau_svm *svm, const struct nouveau_svm_fault *faul
 }
 
 /* Map a window, unless the last one that was mapped contains it. */
-static int answer_window(struct nouveau_svmm *svmm,
+static int answer_window(struct nouveau_svm *svm, u64 inst,
 			 const struct nouveau_svm_window *window,
 			 struct nouveau_svm_window *done)
 {
-	struct nouveau_svm_scratch *scratch = svmm->svm->buffer.scratch;
-	int err;
+	struct nouveau_svm_scratch *scratch = svm->buffer.scratch;
+	struct nouveau_svmm *svmm;
+	int err = -ESRCH;
 
 	if (nouveau_svm_covers(done, window))
 		return 0;
-	err = svmm_map_window(svmm, scratch, window);
+	svmm = get_svmm(svm, inst);
+	if (!svmm)
+		return -ENODEV;
+	if (mmget_not_zero(svmm->mm)) {
+		err = svmm_map_window(svmm, scratch, window);
+		mmput(svmm->mm);
+	}
+	nouveau_svmm_put(svmm);
 	if (err)
 		return err;
 	*done = (struct nouveau_svm_window) {
@@ -1210,10 +1044,10 @@ static int answer_window(struct nouveau_svmm *svmm,
 }
 
 /*
- * Answer faults of one svmm, in windows of at most so many pages. A window that
- * has no answer may still have pages that do: they are tried one by one.
+ * Answer sorted faults, in windows of at most so many pages. A window that has no
+ * answer may still have pages that do: they are tried one by one.
  */
-static bool answer_faults(struct nouveau_svmm *svmm,
+static bool answer_faults(struct nouveau_svm *svm,
 			  const struct nouveau_svm_fault *faults,
 			  unsigned int nr, unsigned long max_pages)
 {
@@ -1224,63 +1058,32 @@ static bool answer_faults(struct nouveau_svmm *svmm,
 
 	for (; nr; faults += n, nr -= n) {
 		n = nouveau_svm_coalesce(faults, nr, max_pages, &window);
-		err = answer_window(svmm, &window, &done);
+		err = answer_window(svm, faults->inst, &window, &done);
 		if (nouveau_svm_cancels(window.access, err) &&
 		    window.end - window.start > PAGE_SIZE)
-			replay |= answer_faults(svmm, faults, n, 1);
+			replay |= answer_faults(svm, faults, n, 1);
 		else
-			replay |= settle(svmm->svm, faults, n, err);
+			replay |= settle(svm, faults, n, err);
+		if (n < nr && faults[n].inst != faults->inst)
+			done = (struct nouveau_svm_window) { };
 	}
 	return replay;
 }
 
-/* The reference to the svmm lasts as long as anybody here uses it. */
-static bool answer_channel(struct nouveau_svm *svm,
-			   const struct nouveau_svm_fault *faults, unsigned int nr)
-{
-	struct nouveau_svmm *svmm = get_svmm(svm, faults->inst);
-	bool replay;
-
-	if (!svmm)
-		return settle(svm, faults, nr, -ENODEV);
-	if (mmget_not_zero(svmm->mm)) {
-		replay = answer_faults(svmm, faults, nr, NOUVEAU_SVM_BLOCK_PAGES);
-		mmput(svmm->mm);
-	} else {
-		replay = settle(svm, faults, nr, -ESRCH);
-	}
-	nouveau_svmm_put(svmm);
-	return replay;
-}
-
-static unsigned int count_channel(const struct nouveau_svm_fault *faults,
-				  unsigned int nr)
-{
-	unsigned int n = 1;
-
-	while (n < nr && faults[n].inst == faults->inst)
-		n++;
-	return n;
-}
-
-/**
- * nouveau_svm_handle_faults() - answer all faults that are in the ring
- * @svm: of which device
- *
- * Context: One at a time. May sleep.
+/*
+ * Answers all faults that are in the ring; one at a time. Whoever invalidates all
+ * the time costs the clients of this device no more than one deadline.
  */
 void nouveau_svm_handle_faults(struct nouveau_svm *svm)
 {
 	struct nouveau_svm_fault *faults = svm->buffer.faults;
 	bool replay = false;
-	unsigned int nr, n;
+	unsigned int nr;
 
+	scratch_arm(svm->buffer.scratch);
 	nr = fetch_faults(svm, &replay);
 	sort(faults, nr, sizeof(*faults), nouveau_svm_compare, NULL);
-	for (; nr; faults += n, nr -= n) {
-		n = count_channel(faults, nr);
-		replay |= answer_channel(svm, faults, n);
-	}
+	replay |= answer_faults(svm, faults, nr, NOUVEAU_SVM_BLOCK_PAGES);
 	if (replay)
 		nouveau_svm_hw_replay(svm);
 }
@@ -1346,7 +1149,7 @@ err_vmm:
  *
  * * -ENOSYS - the device cannot do it
  * * -ENODEV - the device is gone
- * * -EINVAL - the hole that is asked for wraps
+ * * -EINVAL - the hole wraps, or ends behind what the GPU can address
  * * -EBUSY - it was called before
  * * -EINTR, -ENOMEM, and what the making of an address space returns
  */
@@ -1359,9 +1162,6 @@ int nouveau_svmm_init(struct drm_device *dev, void *data, struct drm_file *file)
 	if (!drm_dev_enter(dev, &idx))
 		return -ENODEV;
 	err = cli->drm->svm ? 0 : -ENOSYS;
-	if (!err)
-		err = nouveau_svm_check_init(args->unmanaged_addr,
-					     args->unmanaged_size);
 	if (!err) {
 		mutex_lock(&cli->mutex);
 		err = cli_enable_svm(cli, args);
@@ -1387,7 +1187,7 @@ void nouveau_svmm_fini(struct nouveau_svmm **psvmm)
 	if (!svmm)
 		return;
 	*psvmm = NULL;
-	part_all(svmm);
+	leave(svmm);
 
 	mutex_lock(&svmm->mutex);
 	svmm_clear(svmm, 0, ULONG_MAX);
@@ -1402,11 +1202,11 @@ void nouveau_svmm_fini(struct nouveau_svmm **psvmm)
 
 /* The first part of a range that is in one VMA and one block; may be empty. */
 static int next_part(struct mm_struct *mm, unsigned long start,
-		     unsigned long end, struct nouveau_svm_piece *part)
+		     unsigned long end, struct nouveau_svm_window *part)
 {
 	struct vm_area_struct *vma;
 
-	*part = (struct nouveau_svm_piece) { end, end };
+	*part = (struct nouveau_svm_window) { end, end };
 	if (mmap_read_lock_killable(mm))
 		return -EINTR;
 	vma = find_vma_intersection(mm, start, end);
@@ -1421,18 +1221,15 @@ static int next_part(struct mm_struct *mm, unsigned long start,
 
 /* Best effort: what is not mapped now, the GPU faults in. */
 static void map_part(struct nouveau_svmm *svmm, struct nouveau_svm_scratch *scratch,
-		     const struct nouveau_svm_piece *part)
+		     const struct nouveau_svm_window *part)
 {
-	struct nouveau_svm_window window = { .access = NOUVEAU_SVM_PREFETCH };
-	struct nouveau_svm_piece pieces[2];
+	struct nouveau_svm_window pieces[2];
 	unsigned int nr, i;
 
+	scratch_arm(scratch);
 	nr = nouveau_svm_pieces(&svmm->bounds, part->start, part->end, pieces);
-	for (i = 0; i < nr; i++) {
-		window.start = pieces[i].start;
-		window.end = pieces[i].end;
-		svmm_map_window(svmm, scratch, &window);
-	}
+	for (i = 0; i < nr; i++)
+		svmm_map_window(svmm, scratch, &pieces[i]);
 }
 
 /* A mapping that cannot migrate, or is gone meanwhile, is no reason to stop. */
@@ -1441,55 +1238,30 @@ static bool ends_bind(int err)
 	return err && err != -EINVAL && err != -EFAULT;
 }
 
-static int bind_parts(struct nouveau_svmm *svmm, struct nouveau_svm_scratch *scratch,
-		      unsigned long start, unsigned long end,
-		      struct hmm_devmem_result *result)
-{
-	struct nouveau_svm_piece part;
-	int err;
-
-	for (; start < end; start = part.end) {
-		if (fatal_signal_pending(current))
-			return -EINTR;
-		err = next_part(svmm->mm, start, end, &part);
-		if (err)
-			return err;
-		if (part.start == part.end)
-			break;
-		err = nouveau_svm_migrate(svmm, part.start, part.end, result);
-		if (ends_bind(err))
-			return err;
-		map_part(svmm, scratch, &part);
-		cond_resched();
-	}
-	return 0;
-}
-
-/**
- * nouveau_svmm_bind_range() - move a range to VRAM, and map it
- * @svmm: the address space
- * @start: first address, page aligned
- * @end: address behind the last one, page aligned
- * @result: what became of the pages is added here
- *
- * What is not mapped by the process, or cannot migrate, is left out.
- *
- * Context: Process context, in the process. May sleep.
- * Return: 0, or, with what came before moved,
- *
- * * -EINTR - a fatal signal is pending
- * * -ENODEV - there is no device memory
- * * -ENOMEM - there is no memory to work with
+/*
+ * Moves a range of the calling process to VRAM, and maps it. What is not mapped by
+ * the process, or cannot migrate, is left out. -EINTR, -ENODEV or -ENOMEM, with
+ * what came before moved.
  */
 int nouveau_svmm_bind_range(struct nouveau_svmm *svmm, unsigned long start,
 			    unsigned long end, struct hmm_devmem_result *result)
 {
 	struct nouveau_svm_scratch *scratch = scratch_alloc();
-	int err;
+	struct nouveau_svm_window part;
+	int err = scratch ? 0 : -ENOMEM;
 
-	if (!scratch)
-		return -ENOMEM;
-	err = bind_parts(svmm, scratch, start, end, result);
+	for (; start < end && !err; start = part.end) {
+		err = fatal_signal_pending(current) ? -EINTR :
+		      next_part(svmm->mm, start, end, &part);
+		if (err || part.start == part.end)
+			break;
+		err = nouveau_svm_migrate(svmm, part.start, part.end, result);
+		if (ends_bind(err))
+			break;
+		map_part(svmm, scratch, &part);
+		err = 0;
+		cond_resched();
+	}
 	kvfree(scratch);
 	return err;
 }
@@ -1516,9 +1288,8 @@ static int cli_bind(struct nouveau_cli *cli, struct drm_nouveau_svm_bind *args)
 
 	if (!svmm)
 		return -EINVAL;
-	err = nouveau_svm_check_bind(args, svmm->bounds.limit, &start, &end);
-	if (!err)
-		err = nouveau_svmm_bind_range(svmm, start, end, &result);
+	err = nouveau_svm_check_bind(args, svmm->bounds.limit, &start, &end) ?:
+	      nouveau_svmm_bind_range(svmm, start, end, &result);
 	args->result = result.moved;
 	nouveau_svmm_put(svmm);
 	return err;
@@ -1557,24 +1328,6 @@ static int svm_event(struct nvif_event *event, void *argv, u32 argc)
 	return NVIF_EVENT_KEEP;
 }
 
-static int svm_map_ring(struct nouveau_svm *svm, s32 oclass)
-{
-	struct nouveau_svm_buffer *buffer = &svm->buffer;
-	struct nvif_clb069_v0 args = { };
-	int err;
-
-	err = nvif_object_ctor(svm_device(svm), "svmFaultBuffer", 0, oclass,
-			       &args, sizeof(args), &buffer->object);
-	if (err)
-		return err;
-	err = nvif_object_map(&buffer->object, NULL, 0);
-	if (err)
-		return err;
-	buffer->get_reg = args.get;
-	buffer->put_reg = args.put;
-	return nouveau_svm_alloc_faults(svm, args.entries);
-}
-
 /* What was not made is not undone: the dtors and svm_release() know. */
 static void svm_stop(struct nouveau_svm *svm)
 {
@@ -1587,50 +1340,51 @@ static void svm_stop(struct nouveau_svm *svm)
 	nouveau_svm_put(svm);
 }
 
-static int svm_start(struct nouveau_svm *svm, s32 oclass)
+static int svm_start(struct nouveau_svm *svm)
 {
 	struct nouveau_svm_buffer *buffer = &svm->buffer;
+	struct nvif_clb069_v0 args = { };
 	int err;
 
-	err = svm_map_ring(svm, oclass);
+	err = nvif_object_ctor(svm_device(svm), "svmFaultBuffer", 0,
+			       MAXWELL_FAULT_BUFFER_A, &args, sizeof(args),
+			       &buffer->object);
+	if (err)
+		return err;
+	err = nvif_object_map(&buffer->object, NULL, 0);
+	if (err)
+		return err;
+	buffer->get_reg = args.get;
+	buffer->put_reg = args.put;
+	err = nouveau_svm_alloc_faults(svm, args.entries);
 	if (err)
 		return err;
 	err = nvif_event_ctor(&buffer->object, "svmFault", 0, svm_event, true,
 			      NULL, 0, &buffer->notify);
-	if (err)
-		return err;
-	return nvif_event_allow(&buffer->notify);
+	return err ?: nvif_event_allow(&buffer->notify);
 }
 
 /**
  * nouveau_svm_init() - offer shared virtual memory, if the device can
  * @drm: the device
  *
- * After Pascal a cancelled fault is not survived by the channels of others, so
- * any client could stop them: these devices do not offer it.
+ * Before Pascal no fault is survived. After it a cancelled one is not survived by
+ * the channels of others, so any client could stop them.
  *
  * Context: May sleep. No client is there yet.
  */
 void nouveau_svm_init(struct nouveau_drm *drm)
 {
-	static const struct nvif_mclass rings[] = {
-		{ VOLTA_FAULT_BUFFER_A, 0 },
-		{ MAXWELL_FAULT_BUFFER_A, 0 },
-		{ }
-	};
 	struct nouveau_svm *svm;
-	int which, err;
+	int err;
 
-	if (drm->client.device.info.family > NV_DEVICE_INFO_V0_PASCAL)
-		return;
-	which = nvif_mclass(&drm->client.device.object, rings);
-	if (which < 0)
+	if (drm->client.device.info.family != NV_DEVICE_INFO_V0_PASCAL)
 		return;
 	svm = nouveau_svm_new(drm);
 	if (!svm)
 		return;
 
-	err = svm_start(svm, rings[which].oclass);
+	err = svm_start(svm);
 	if (err) {
 		NV_WARN(drm, "svm: no fault buffer: %d\n", err);
 		svm_stop(svm);
@@ -1657,11 +1411,25 @@ void nouveau_svm_fini(struct nouveau_drm *drm)
 	svm_stop(svm);
 }
 
+static void svm_clear_all(struct nouveau_svm *svm)
+{
+	struct nouveau_svmm *svmm;
+
+	guard(mutex)(&svm->lock);
+	list_for_each_entry(svmm, &svm->svmms, node) {
+		guard(mutex)(&svmm->mutex);
+		svmm_clear(svmm, 0, ULONG_MAX);
+	}
+}
+
 /**
  * nouveau_svm_suspend() - answer no faults until nouveau_svm_resume()
  * @drm: the device
  *
- * Context: May sleep.
+ * Nothing stays mapped: an invalidation could not clear it on a device that
+ * sleeps, and what is in VRAM now may be elsewhere when it wakes up.
+ *
+ * Context: May sleep. The device is awake, and no process calls SVM_BIND.
  */
 void nouveau_svm_suspend(struct nouveau_drm *drm)
 {
@@ -1669,6 +1437,7 @@ void nouveau_svm_suspend(struct nouveau_drm *drm)
 		return;
 	nvif_event_block(&drm->svm->buffer.notify);
 	flush_work(&drm->svm->buffer.work);
+	svm_clear_all(drm->svm);
 }
 
 /**

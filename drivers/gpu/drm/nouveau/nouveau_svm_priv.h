@@ -88,21 +88,13 @@ struct nouveau_svm_bounds {
 };
 
 /**
- * struct nouveau_svm_piece - a part of a range, without the hole
- * @start: first address
- * @end: address behind the last one
- */
-struct nouveau_svm_piece {
-	unsigned long start;
-	unsigned long end;
-};
-
-/**
  * struct nouveau_svm_scratch - room to answer one window at a time
+ * @deadline: until when a window that is invalidated meanwhile is tried again
  * @words: what the mirror says of each page
  * @map: what the GPU is to map, with NOUVEAU_SVM_BLOCK_PAGES entries
  */
 struct nouveau_svm_scratch {
+	unsigned long deadline;
 	unsigned long words[NOUVEAU_SVM_BLOCK_PAGES];
 	struct nvif_vmm_pfnmap_v0 map;
 };
@@ -136,23 +128,18 @@ struct nouveau_svm_buffer {
  * @ref: the device has one until nouveau_svm_fini(), each svmm another
  * @drm: the device; good as long as a svmm that is not over, or the fault
  *	handler, is there
- * @lock: guards @channels
- * @channels: &struct nouveau_svm_channel, each of a svmm that is not over
+ * @lock: guards @channels and @svmms; the mutexes of svmms nest in it
+ * @channels: which of @svmms a channel works in, by its instance address
+ * @svmms: those that are not over
  * @buffer: the faults
  */
 struct nouveau_svm {
 	struct kref ref;
 	struct nouveau_drm *drm;
-	struct mutex lock;	/* @channels */
-	struct list_head channels;
+	struct mutex lock;	/* @channels, @svmms */
+	struct xarray channels;
+	struct list_head svmms;
 	struct nouveau_svm_buffer buffer;
-};
-
-/* A channel works in a shared address space. */
-struct nouveau_svm_channel {
-	struct list_head node;
-	struct nouveau_svmm *svmm;
-	u64 inst;
 };
 
 /**
@@ -160,6 +147,7 @@ struct nouveau_svm_channel {
  * @ref: the client has one until nouveau_svmm_fini(). Who finds the svmm by
  *	way of a channel or of the client takes another while it holds the lock
  *	under which it was found.
+ * @node: in &nouveau_svm.svmms
  * @svm: the device, with a reference
  * @mm: the process, with a reference of mmgrab()
  * @bounds: what is shared; constant
@@ -173,6 +161,7 @@ struct nouveau_svm_channel {
  */
 struct nouveau_svmm {
 	struct kref ref;
+	struct list_head node;
 	struct nouveau_svm *svm;
 	struct mm_struct *mm;
 	struct nouveau_svm_bounds bounds;
@@ -190,11 +179,11 @@ unsigned int nouveau_svm_coalesce(const struct nouveau_svm_fault *faults,
 				  struct nouveau_svm_window *window);
 bool nouveau_svm_covers(const struct nouveau_svm_window *done,
 			const struct nouveau_svm_window *window);
-bool nouveau_svm_shared(const struct nouveau_svm_bounds *bounds,
-			unsigned long start, unsigned long end);
 unsigned int nouveau_svm_pieces(const struct nouveau_svm_bounds *bounds,
 				unsigned long start, unsigned long end,
-				struct nouveau_svm_piece *pieces);
+				struct nouveau_svm_window *pieces);
+bool nouveau_svm_shared(const struct nouveau_svm_bounds *bounds,
+			unsigned long start, unsigned long end);
 unsigned long nouveau_svm_request(enum nouveau_svm_access access);
 u64 nouveau_svm_pte(unsigned long word);
 bool nouveau_svm_encode_block(const struct nouveau_svm_bounds *bounds,
@@ -208,7 +197,6 @@ enum nouveau_svm_access
 nouveau_svm_granted(const struct nvif_vmm_pfnmap_v0 *map);
 int nouveau_svm_pending(u32 get, u32 put, u32 entries);
 bool nouveau_svm_cancels(enum nouveau_svm_access access, int err);
-int nouveau_svm_check_init(u64 addr, u64 size);
 int nouveau_svm_check_bind(const struct drm_nouveau_svm_bind *args,
 			   unsigned long limit, unsigned long *start,
 			   unsigned long *end);
@@ -229,10 +217,6 @@ int nouveau_svmm_bind_range(struct nouveau_svmm *svmm, unsigned long start,
 			    unsigned long end, struct hmm_devmem_result *result);
 
 /* Leaves */
-u32 nouveau_svm_hw_read(struct nouveau_svm *svm, u32 reg);
-void nouveau_svm_hw_write(struct nouveau_svm *svm, u32 reg, u32 value);
-u32 nouveau_svm_hw_read_word(struct nouveau_svm *svm, u32 entry, u32 word);
-void nouveau_svm_hw_retire(struct nouveau_svm *svm, u32 entry, u32 info);
 void nouveau_svm_hw_replay(struct nouveau_svm *svm);
 void nouveau_svm_hw_cancel(struct nouveau_svm *svm,
 			   const struct nouveau_svm_fault *fault);
@@ -240,8 +224,7 @@ int nouveau_svm_hw_map(struct nouveau_svmm *svmm,
 		       struct nvif_vmm_pfnmap_v0 *map);
 void nouveau_svm_hw_clear(struct nouveau_svmm *svmm, unsigned long start,
 			  unsigned long end);
-bool nouveau_svm_vram_addr(struct page *page, u64 *addr);
-void *nouveau_svm_owner(struct nouveau_svm *svm);
+u64 nouveau_svm_place(struct page *page);
 int nouveau_svm_look(struct nouveau_svmm *svmm, struct hmm_range *range);
 int nouveau_svm_migrate(struct nouveau_svmm *svmm, unsigned long start,
 			unsigned long end, struct hmm_devmem_result *result);

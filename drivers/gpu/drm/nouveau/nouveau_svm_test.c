@@ -32,8 +32,8 @@
 
 #define NR_PAGES	64UL
 #define NR_ENTRIES	128U
-#define GET_REG		0x10
-#define PUT_REG		0x14
+#define GET_REG		offsetof(struct gpu, get)
+#define PUT_REG		offsetof(struct gpu, put)
 #define INST		0x123456789000ULL
 #define VRAM_ADDR	0x40000000ULL
 
@@ -55,10 +55,16 @@
  * @cancelled: address of the last of them
  * @map_err: what PFNMAP returns
  * @refuse: address that PFNMAP cannot map
+ * @refuse_block: PFNMAP cannot map a block in one piece
  * @one_piece: the mirror says that the process maps its block in one piece
+ * @block: which then is this
  * @mapped_block: the GPU maps it so
  * @all_vram: every page of the process is in VRAM
+ * @nowhere: and the board does not have it
  * @looks: how many calls of the mirror
+ * @look_at: the first address of the last of them
+ * @looks_there: how many came one after the other
+ * @order: what the first of them found
  * @after_look: something that happens before its answer is used
  * @migrate_err: what migration returns
  * @migrated: what was migrated, in bytes
@@ -80,10 +86,16 @@ struct gpu {
 	u64 cancelled;
 	int map_err;
 	unsigned long refuse;
+	bool refuse_block;
 	bool one_piece;
+	struct page *block;
 	bool mapped_block;
 	bool all_vram;
+	bool nowhere;
 	unsigned int looks;
+	unsigned long look_at;
+	unsigned int looks_there;
+	unsigned int order;
 	void (*after_look)(struct gpu *gpu);
 	int migrate_err;
 	unsigned long migrated;
@@ -100,27 +112,6 @@ static unsigned long addr_of(struct gpu *gpu, unsigned long i)
 }
 
 /* --- The hardware ----------------------------------------------------------- */
-
-static u32 gpu_read(struct nouveau_svm *svm, u32 reg)
-{
-	return reg == GET_REG ? this_gpu()->get : this_gpu()->put;
-}
-
-static void gpu_write(struct nouveau_svm *svm, u32 reg, u32 value)
-{
-	KUNIT_EXPECT_EQ(this_gpu()->test, reg, GET_REG);
-	this_gpu()->get = value;
-}
-
-static u32 gpu_read_word(struct nouveau_svm *svm, u32 entry, u32 word)
-{
-	return this_gpu()->ring[entry][word];
-}
-
-static void gpu_retire(struct nouveau_svm *svm, u32 entry, u32 info)
-{
-	this_gpu()->ring[entry][NOUVEAU_SVM_ENTRY_INFO] = info & ~NOUVEAU_SVM_INFO_VALID;
-}
 
 static void gpu_replay(struct nouveau_svm *svm)
 {
@@ -139,13 +130,17 @@ static void set_table(struct gpu *gpu, unsigned long addr, u64 pte)
 		gpu->table[(addr - gpu->addr) >> PAGE_SHIFT] = pte;
 }
 
-static void map_block(struct gpu *gpu, const struct nvif_vmm_pfnmap_v0 *map)
+static void map_block(struct gpu *gpu, struct nvif_vmm_pfnmap_v0 *map)
 {
 	unsigned long i;
 
 	KUNIT_EXPECT_EQ(gpu->test, map->page, NOUVEAU_SVM_BLOCK_SHIFT);
 	KUNIT_EXPECT_EQ(gpu->test, map->addr, gpu->addr);
 	KUNIT_EXPECT_EQ(gpu->test, map->size, NOUVEAU_SVM_BLOCK);
+	if (gpu->refuse_block) {
+		map->phys[0] = 0;
+		return;
+	}
 	gpu->mapped_block = true;
 	for (i = 0; i < NR_PAGES; i++)
 		gpu->table[i] = map->phys[0] + i * PAGE_SIZE;
@@ -195,15 +190,15 @@ static void gpu_clear(struct nouveau_svmm *svmm, unsigned long start,
 			gpu->table[i] = 0;
 }
 
-static bool gpu_vram_addr(struct page *page, u64 *addr)
+static u64 gpu_place(struct page *page)
 {
-	*addr = VRAM_ADDR + page_to_phys(page);
-	return this_gpu()->all_vram;
-}
+	struct gpu *gpu = this_gpu();
 
-static void *gpu_owner(struct nouveau_svm *svm)
-{
-	return svm;
+	if (gpu->nowhere)
+		return 0;
+	if (gpu->all_vram)
+		return PFNMAP_VRAM | (VRAM_ADDR + page_to_phys(page));
+	return page_to_phys(page);
 }
 
 static void say_one_piece(struct gpu *gpu, struct hmm_range *range)
@@ -213,7 +208,7 @@ static void say_one_piece(struct gpu *gpu, struct hmm_range *range)
 
 	for (i = 0; i < nr; i++)
 		range->hmm_pfns[i] = WRITABLE | IN_BLOCK |
-				     (NOUVEAU_SVM_BLOCK_PAGES + first + i);
+				     (page_to_pfn(gpu->block) + first + i);
 }
 
 static int gpu_look(struct nouveau_svmm *svmm, struct hmm_range *range)
@@ -222,9 +217,13 @@ static int gpu_look(struct nouveau_svmm *svmm, struct hmm_range *range)
 	int err;
 
 	gpu->looks++;
+	gpu->looks_there = range->start == gpu->look_at ? gpu->looks_there + 1 : 1;
+	gpu->look_at = range->start;
 	mmap_read_lock(svmm->mm);
 	err = hmm_range_fault(range);
 	mmap_read_unlock(svmm->mm);
+	if (!gpu->order)
+		gpu->order = hmm_pfn_to_map_order(range->hmm_pfns[0]);
 	if (gpu->one_piece)
 		say_one_piece(gpu, range);
 	if (gpu->after_look)
@@ -247,16 +246,11 @@ static int gpu_migrate(struct nouveau_svmm *svmm, unsigned long start,
 
 static void replace_leaves(struct kunit *test)
 {
-	kunit_activate_static_stub(test, nouveau_svm_hw_read, gpu_read);
-	kunit_activate_static_stub(test, nouveau_svm_hw_write, gpu_write);
-	kunit_activate_static_stub(test, nouveau_svm_hw_read_word, gpu_read_word);
-	kunit_activate_static_stub(test, nouveau_svm_hw_retire, gpu_retire);
 	kunit_activate_static_stub(test, nouveau_svm_hw_replay, gpu_replay);
 	kunit_activate_static_stub(test, nouveau_svm_hw_cancel, gpu_cancel);
 	kunit_activate_static_stub(test, nouveau_svm_hw_map, gpu_map);
 	kunit_activate_static_stub(test, nouveau_svm_hw_clear, gpu_clear);
-	kunit_activate_static_stub(test, nouveau_svm_vram_addr, gpu_vram_addr);
-	kunit_activate_static_stub(test, nouveau_svm_owner, gpu_owner);
+	kunit_activate_static_stub(test, nouveau_svm_place, gpu_place);
 	kunit_activate_static_stub(test, nouveau_svm_look, gpu_look);
 	kunit_activate_static_stub(test, nouveau_svm_migrate, gpu_migrate);
 }
@@ -298,11 +292,27 @@ static void handle(struct gpu *gpu)
 	KUNIT_EXPECT_EQ(gpu->test, gpu->get, gpu->put);
 }
 
+static void suspend(struct gpu *gpu)
+{
+	gpu->svm->drm->svm = gpu->svm;
+	nouveau_svm_suspend(gpu->svm->drm);
+}
+
 static void expect_rights(struct gpu *gpu, unsigned long i, u64 rights)
 {
 	KUNIT_EXPECT_EQ_MSG(gpu->test, gpu->table[i] & ~PFNMAP_ADDR, rights,
 			    "page %lu", i);
 	KUNIT_EXPECT_EQ(gpu->test, !!(gpu->table[i] & PFNMAP_ADDR), !!rights);
+}
+
+static struct page *mapped_page(struct gpu *gpu, unsigned long i)
+{
+	u64 addr = gpu->table[i] & PFNMAP_ADDR;
+
+	KUNIT_ASSERT_NE(gpu->test, addr, 0);
+	if (gpu->table[i] & PFNMAP_VRAM)
+		addr -= VRAM_ADDR;
+	return pfn_to_page(PHYS_PFN(addr));
 }
 
 static void expect_answered(struct gpu *gpu, unsigned int replays, unsigned int cancels)
@@ -351,6 +361,24 @@ static void map_pages(struct gpu *gpu)
 	unmap(gpu, NR_PAGES, (addr + size - addr_of(gpu, NR_PAGES)) >> PAGE_SHIFT);
 }
 
+/* All of a block, which the process may map in one piece. */
+static void map_huge(struct gpu *gpu)
+{
+	unsigned long addr;
+	struct vm_area_struct *vma;
+
+	addr = kunit_vm_mmap(gpu->test, NULL, 0, 2 * NOUVEAU_SVM_BLOCK,
+			     PROT_READ | PROT_WRITE, MAP_ANONYMOUS | MAP_PRIVATE, 0);
+	KUNIT_ASSERT_FALSE(gpu->test, !addr || IS_ERR_VALUE(addr));
+	gpu->addr = ALIGN(addr, NOUVEAU_SVM_BLOCK);
+	mmap_write_lock(current->mm);
+	vma = find_vma(current->mm, gpu->addr);
+	if (vma)
+		vm_flags_set(vma, VM_HUGEPAGE);
+	mmap_write_unlock(current->mm);
+	KUNIT_ASSERT_NOT_NULL(gpu->test, vma);
+}
+
 static void map_readonly(struct gpu *gpu, unsigned long i)
 {
 	unsigned long addr;
@@ -385,6 +413,8 @@ static int svm_test_init(struct kunit *test)
 	replace_leaves(test);
 	gpu->svm = nouveau_svm_new(drm);
 	KUNIT_ASSERT_NOT_NULL(test, gpu->svm);
+	drm->client.device.object.map.ptr = (void __force __iomem *)gpu;
+	gpu->svm->buffer.object.map.ptr = (void __force __iomem *)gpu->ring;
 	gpu->svm->buffer.get_reg = GET_REG;
 	gpu->svm->buffer.put_reg = PUT_REG;
 	KUNIT_ASSERT_EQ(test, nouveau_svm_alloc_faults(gpu->svm, NR_ENTRIES), 0);
@@ -402,6 +432,8 @@ static void svm_test_exit(struct kunit *test)
 		nouveau_svmm_fini(&gpu->svmm);
 	if (gpu->svm)
 		nouveau_svm_put(gpu->svm);
+	if (gpu->block)
+		__free_pages(gpu->block, BLOCK_ORDER);
 }
 
 /* The hole is the page behind the last one. */
@@ -566,7 +598,7 @@ struct range_case {
 	unsigned long start;
 	unsigned long end;
 	unsigned int nr;
-	struct nouveau_svm_piece pieces[2];
+	struct nouveau_svm_window pieces[2];
 };
 
 static const struct range_case range_cases[] = {
@@ -588,7 +620,7 @@ KUNIT_ARRAY_PARAM_DESC(range, range_cases, name);
 static void pieces_leave_the_hole_out(struct kunit *test)
 {
 	const struct range_case *c = test->param_value;
-	struct nouveau_svm_piece pieces[2];
+	struct nouveau_svm_window pieces[2];
 	unsigned int i, nr;
 	bool whole;
 
@@ -604,7 +636,7 @@ static void pieces_leave_the_hole_out(struct kunit *test)
 
 static void no_hole_is_no_hole(struct kunit *test)
 {
-	struct nouveau_svm_piece pieces[2];
+	struct nouveau_svm_window pieces[2];
 
 	KUNIT_EXPECT_TRUE(test, nouveau_svm_shared(&no_hole, 0, 0x10000));
 	KUNIT_ASSERT_EQ(test, nouveau_svm_pieces(&no_hole, 0, ULONG_MAX, pieces), 1);
@@ -618,7 +650,8 @@ static void request_asks_for_access(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, nouveau_svm_request(NOUVEAU_SVM_READ), HMM_PFN_REQ_FAULT);
 	KUNIT_EXPECT_EQ(test, nouveau_svm_request(NOUVEAU_SVM_WRITE),
 			HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE);
-	KUNIT_EXPECT_EQ(test, nouveau_svm_request(NOUVEAU_SVM_ATOMIC), 0);
+	KUNIT_EXPECT_EQ(test, nouveau_svm_request(NOUVEAU_SVM_ATOMIC),
+			HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE);
 }
 
 static void pte_has_rights_and_place(struct kunit *test)
@@ -636,6 +669,8 @@ static void pte_has_rights_and_place(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, nouveau_svm_pte(WRITABLE | 0x123),
 			(VRAM_ADDR + 0x123000) | PFNMAP_VRAM | PFNMAP_V | PFNMAP_W |
 			PFNMAP_A);
+	gpu->nowhere = true;
+	KUNIT_EXPECT_EQ(test, nouveau_svm_pte(WRITABLE | 0x123), 0);
 }
 
 static struct nvif_vmm_pfnmap_v0 *alloc_map(struct kunit *test)
@@ -749,15 +784,6 @@ static void cancels_what_has_no_answer(struct kunit *test)
 	}
 }
 
-static void init_refuses_what_wraps(struct kunit *test)
-{
-	KUNIT_EXPECT_EQ(test, nouveau_svm_check_init(0, 0), 0);
-	KUNIT_EXPECT_EQ(test, nouveau_svm_check_init(SZ_4G, SZ_4G), 0);
-	KUNIT_EXPECT_EQ(test, nouveau_svm_check_init(U64_MAX, 1), -EINVAL);
-	KUNIT_EXPECT_EQ(test, nouveau_svm_check_init(1, U64_MAX), -EINVAL);
-	KUNIT_EXPECT_EQ(test, nouveau_svm_check_init(0, U64_MAX), -EINVAL);
-}
-
 #define TO_VRAM	(NOUVEAU_SVM_BIND_TARGET__GPU_VRAM << NOUVEAU_SVM_BIND_TARGET_SHIFT)
 
 struct bind_case {
@@ -857,6 +883,57 @@ static void atomic_fault_takes_the_page(struct kunit *test)
 	expect_rights(gpu, 3, 0);
 }
 
+/* As after a fork, the page is to be copied first. */
+static void atomic_fault_copies_first(struct kunit *test)
+{
+	struct gpu *gpu = sharing_gpu(test);
+
+	KUNIT_ASSERT_EQ(test, read_back(gpu, 3), 0);
+	raise(gpu, 3, NOUVEAU_SVM_ATOMIC);
+	handle(gpu);
+	expect_rights(gpu, 3, PFNMAP_V | PFNMAP_W | PFNMAP_A);
+	expect_answered(gpu, 1, 0);
+	KUNIT_EXPECT_FALSE(test, is_zero_pfn(page_to_pfn(mapped_page(gpu, 3))));
+}
+
+/* The block is no longer mapped in one piece then, which is an invalidation. */
+static void atomic_fault_takes_part_of_a_block(struct kunit *test)
+{
+	struct gpu *gpu = test->priv;
+
+	map_huge(gpu);
+	share(gpu, NOUVEAU_SVM_BLOCK_PAGES);
+	touch(gpu, 3);
+	touch(gpu, 4);
+	raise(gpu, 3, NOUVEAU_SVM_ATOMIC);
+	handle(gpu);
+	KUNIT_EXPECT_GE(test, gpu->order, BLOCK_ORDER);
+	expect_rights(gpu, 3, PFNMAP_V | PFNMAP_W | PFNMAP_A);
+	expect_answered(gpu, 1, 0);
+	KUNIT_EXPECT_EQ(test, read_back(gpu, 4), ~4UL);
+	expect_rights(gpu, 3, PFNMAP_V | PFNMAP_W | PFNMAP_A);
+	KUNIT_EXPECT_EQ(test, read_back(gpu, 3), ~3UL);
+	expect_rights(gpu, 3, 0);
+}
+
+/* It is not mapped any more, but still out of reach for the CPUs. */
+static void atomic_fault_takes_the_page_again(struct kunit *test)
+{
+	struct gpu *gpu = sharing_gpu(test);
+	int i;
+
+	touch(gpu, 3);
+	for (i = 1; i < 4; i++) {
+		raise(gpu, 3, NOUVEAU_SVM_ATOMIC);
+		handle(gpu);
+		expect_rights(gpu, 3, PFNMAP_V | PFNMAP_W | PFNMAP_A);
+		expect_answered(gpu, i, 0);
+		suspend(gpu);
+		expect_rights(gpu, 3, 0);
+	}
+	KUNIT_EXPECT_EQ(test, read_back(gpu, 3), ~3UL);
+}
+
 static void atomic_lasts_for_one_fault(struct kunit *test)
 {
 	struct gpu *gpu = sharing_gpu(test);
@@ -898,6 +975,38 @@ static void prefetch_takes_what_is_there(struct kunit *test)
 	expect_rights(gpu, 3, PFNMAP_V | PFNMAP_W);
 	expect_rights(gpu, 4, 0);
 	expect_answered(gpu, 1, 0);
+}
+
+static void what_the_gpu_writes_is_dirty(struct kunit *test)
+{
+	struct gpu *gpu = sharing_gpu(test);
+
+	raise(gpu, 3, NOUVEAU_SVM_READ);
+	raise(gpu, 4, NOUVEAU_SVM_WRITE);
+	raise(gpu, 5, NOUVEAU_SVM_ATOMIC);
+	handle(gpu);
+	KUNIT_EXPECT_FALSE(test, PageDirty(mapped_page(gpu, 3)));
+	KUNIT_EXPECT_TRUE(test, PageDirty(mapped_page(gpu, 4)));
+	KUNIT_EXPECT_TRUE(test, PageDirty(mapped_page(gpu, 5)));
+
+	/* A page that comes back from VRAM is dirty as a matter of course. */
+	gpu->all_vram = true;
+	raise(gpu, 6, NOUVEAU_SVM_WRITE);
+	handle(gpu);
+	expect_rights(gpu, 6, PFNMAP_V | PFNMAP_W | PFNMAP_A | PFNMAP_VRAM);
+	KUNIT_EXPECT_FALSE(test, PageDirty(mapped_page(gpu, 6)));
+}
+
+static void page_without_vram_is_cancelled(struct kunit *test)
+{
+	struct gpu *gpu = sharing_gpu(test);
+
+	gpu->nowhere = true;
+	raise(gpu, 3, NOUVEAU_SVM_WRITE);
+	handle(gpu);
+	KUNIT_EXPECT_EQ(test, gpu->maps, 0);
+	expect_answered(gpu, 0, 1);
+	KUNIT_EXPECT_EQ(test, gpu->cancelled, addr_of(gpu, 3));
 }
 
 static void unmapped_address_is_cancelled(struct kunit *test)
@@ -1045,15 +1154,28 @@ static void dead_gpu_has_no_faults(struct kunit *test)
 	expect_answered(gpu, 0, 0);
 }
 
-static void entry_that_is_late_is_replayed(struct kunit *test)
+/* Those behind it wait, and nothing is read twice. */
+static void entry_that_is_late_is_read_later(struct kunit *test)
 {
 	struct gpu *gpu = sharing_gpu(test);
 
+	raise(gpu, 2, NOUVEAU_SVM_READ);
 	raise(gpu, 3, NOUVEAU_SVM_READ);
-	gpu->ring[0][NOUVEAU_SVM_ENTRY_INFO] = 0;
+	raise(gpu, 4, NOUVEAU_SVM_READ);
+	gpu->ring[1][NOUVEAU_SVM_ENTRY_INFO] &= ~NOUVEAU_SVM_INFO_VALID;
+	nouveau_svm_handle_faults(gpu->svm);
+	KUNIT_EXPECT_EQ(test, gpu->get, 1);
+	expect_rights(gpu, 2, PFNMAP_V);
+	expect_rights(gpu, 4, 0);
+	nouveau_svm_handle_faults(gpu->svm);
+	KUNIT_EXPECT_EQ(test, gpu->get, 1);
+	expect_answered(gpu, 2, 0);
+
+	gpu->ring[1][NOUVEAU_SVM_ENTRY_INFO] |= NOUVEAU_SVM_INFO_VALID;
 	handle(gpu);
-	expect_answered(gpu, 1, 0);
-	KUNIT_EXPECT_EQ(test, gpu->maps, 0);
+	expect_rights(gpu, 3, PFNMAP_V);
+	expect_rights(gpu, 4, PFNMAP_V);
+	expect_answered(gpu, 3, 0);
 }
 
 static void refused_page_is_cancelled(struct kunit *test)
@@ -1079,6 +1201,8 @@ static struct gpu *block_gpu(struct kunit *test)
 
 	map_pages(gpu);
 	share(gpu, NOUVEAU_SVM_BLOCK_PAGES);
+	gpu->block = alloc_pages(GFP_KERNEL | __GFP_COMP, BLOCK_ORDER);
+	KUNIT_ASSERT_NOT_NULL(test, gpu->block);
 	gpu->one_piece = true;
 	return gpu;
 }
@@ -1093,8 +1217,37 @@ static void block_is_one_map(struct kunit *test)
 	handle(gpu);
 	KUNIT_EXPECT_TRUE(test, gpu->mapped_block);
 	KUNIT_EXPECT_EQ(test, gpu->maps, 1);
+	KUNIT_EXPECT_TRUE(test, PageDirty(gpu->block));
 	expect_rights(gpu, 5, PFNMAP_V | PFNMAP_W);
 	expect_answered(gpu, 1, 0);
+}
+
+/* There may be bounce buffers, which are small. */
+static void refused_block_is_mapped_by_pages(struct kunit *test)
+{
+	struct gpu *gpu = block_gpu(test);
+
+	gpu->refuse_block = true;
+	raise(gpu, 3, NOUVEAU_SVM_WRITE);
+	raise(gpu, 4, NOUVEAU_SVM_WRITE);
+	handle(gpu);
+	KUNIT_EXPECT_EQ(test, gpu->maps, 2);
+	expect_rights(gpu, 3, PFNMAP_V | PFNMAP_W);
+	expect_rights(gpu, 4, PFNMAP_V | PFNMAP_W);
+	expect_rights(gpu, 5, 0);
+	raise(gpu, 5, NOUVEAU_SVM_PREFETCH);
+	handle(gpu);
+	expect_rights(gpu, 5, PFNMAP_V | PFNMAP_W);
+	expect_answered(gpu, 2, 0);
+
+	/* Page by page means that each is cleared alone. */
+	gpu->one_piece = false;
+	raise(gpu, 8, NOUVEAU_SVM_WRITE);
+	raise(gpu, 9, NOUVEAU_SVM_WRITE);
+	handle(gpu);
+	unmap(gpu, 9, 1);
+	expect_rights(gpu, 8, PFNMAP_V | PFNMAP_W);
+	expect_rights(gpu, 9, 0);
 }
 
 /* --- Invalidation ----------------------------------------------------------- */
@@ -1203,6 +1356,50 @@ static void storm_ends_with_a_replay(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, gpu->maps, 0);
 	KUNIT_EXPECT_TRUE(test, time_before(jiffies, began + 10 * HZ));
 	expect_answered(gpu, 1, 0);
+}
+
+/* One who invalidates all the time does not keep the others waiting for long. */
+static void storm_has_one_deadline(struct kunit *test)
+{
+	struct gpu *gpu = sharing_gpu(test);
+	unsigned long began = jiffies, i;
+
+	gpu->after_look = invalidate_again;
+	for (i = 0; i < 8; i++)
+		raise(gpu, 16 + 2 * i, NOUVEAU_SVM_WRITE);
+	handle(gpu);
+	KUNIT_EXPECT_TRUE(test, time_before(jiffies, began + 5 * HZ));
+	KUNIT_EXPECT_EQ(test, gpu->look_at, addr_of(gpu, 30));
+	KUNIT_EXPECT_EQ(test, gpu->looks_there, 1);
+	KUNIT_EXPECT_EQ(test, gpu->maps, 0);
+	expect_answered(gpu, 1, 0);
+}
+
+static void suspend_clears_everything(struct kunit *test)
+{
+	struct gpu *gpu = sharing_gpu(test);
+	struct nouveau_svmm *other = gpu->svmm;
+
+	raise(gpu, 3, NOUVEAU_SVM_WRITE);
+	handle(gpu);
+	nouveau_svmm_part(other, INST);
+	share(gpu, NR_PAGES);
+	raise(gpu, 4, NOUVEAU_SVM_READ);
+	handle(gpu);
+	gpu->clears = 0;
+	suspend(gpu);
+	/* What is before the hole, and what is behind it. */
+	KUNIT_EXPECT_EQ(test, gpu->clears, 4);
+	expect_rights(gpu, 3, 0);
+	expect_rights(gpu, 4, 0);
+
+	raise(gpu, 3, NOUVEAU_SVM_WRITE);
+	handle(gpu);
+	expect_rights(gpu, 3, PFNMAP_V | PFNMAP_W);
+	nouveau_svmm_fini(&other);
+	gpu->clears = 0;
+	suspend(gpu);
+	KUNIT_EXPECT_EQ(test, gpu->clears, 2);
 }
 
 static void end_svmm(struct gpu *gpu)
@@ -1343,15 +1540,19 @@ static struct kunit_case svm_cases[] = {
 	KUNIT_CASE(granted_is_the_least),
 	KUNIT_CASE(pending_wraps),
 	KUNIT_CASE(cancels_what_has_no_answer),
-	KUNIT_CASE(init_refuses_what_wraps),
 	KUNIT_CASE_PARAM(bind_follows_table, bind_gen_params),
 	KUNIT_CASE(read_fault_maps),
 	KUNIT_CASE(write_fault_maps_writable),
 	KUNIT_CASE(write_after_read_maps_again),
 	KUNIT_CASE(atomic_fault_takes_the_page),
+	KUNIT_CASE(atomic_fault_copies_first),
+	KUNIT_CASE(atomic_fault_takes_part_of_a_block),
+	KUNIT_CASE(atomic_fault_takes_the_page_again),
 	KUNIT_CASE(atomic_lasts_for_one_fault),
 	KUNIT_CASE(atomic_in_vram_leaves_the_page),
 	KUNIT_CASE(prefetch_takes_what_is_there),
+	KUNIT_CASE(what_the_gpu_writes_is_dirty),
+	KUNIT_CASE(page_without_vram_is_cancelled),
 	KUNIT_CASE(unmapped_address_is_cancelled),
 	KUNIT_CASE(write_to_readonly_is_cancelled),
 	KUNIT_CASE(hole_is_cancelled),
@@ -1361,15 +1562,18 @@ static struct kunit_case svm_cases[] = {
 	KUNIT_CASE(one_bad_page_spoils_no_other),
 	KUNIT_CASE(ring_wraps),
 	KUNIT_CASE(dead_gpu_has_no_faults),
-	KUNIT_CASE(entry_that_is_late_is_replayed),
+	KUNIT_CASE(entry_that_is_late_is_read_later),
 	KUNIT_CASE(refused_page_is_cancelled),
 	KUNIT_CASE(block_is_one_map),
+	KUNIT_CASE(refused_block_is_mapped_by_pages),
 	KUNIT_CASE(part_of_a_block_clears_it),
 	KUNIT_CASE(pages_replace_a_block),
 	KUNIT_CASE(invalidation_clears),
 	KUNIT_CASE(stale_answer_is_not_mapped),
 	KUNIT_CASE(change_in_the_block_is_noticed),
 	KUNIT_CASE_SLOW(storm_ends_with_a_replay),
+	KUNIT_CASE_SLOW(storm_has_one_deadline),
+	KUNIT_CASE(suspend_clears_everything),
 	KUNIT_CASE(end_under_the_handler),
 	KUNIT_CASE(end_clears),
 	KUNIT_CASE(exclusive_shuts_out_the_other),
