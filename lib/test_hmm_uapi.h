@@ -48,7 +48,7 @@ struct hmm_dmirror_cmd {
 #define HMM_DMIRROR_FLAGS		HMM_DMIRROR_IOC(0x08)
 
 /* The next large folio that is needed, on either side, is not to be had. Once. */
-#define HMM_DMIRROR_FLAG_FAIL_ALLOC	(1ULL << 0)
+#define HMM_DMIRROR_FLAG_FAIL_ALLOC	0x1ULL
 
 /*
  * The byte of HMM_DMIRROR_SNAPSHOT: what the page may be used for, how large

@@ -828,7 +828,7 @@ static void make_compound(struct page *head, struct dev_pagemap *pgmap,
 		make_blank(head + i, pgmap);
 		prep_compound_tail(head, i);
 	}
-	__SetPageHead(head);
+	__folio_set_head((struct folio *)head);
 	prep_compound_head(head, order);
 }
 

@@ -356,14 +356,14 @@ void migrate_map_by_rmap(unsigned long src, unsigned long dst)
 void migrate_vma_map(struct migrate_vma *migrate, unsigned long first,
 		     unsigned long last)
 {
+	unsigned long end = migrate->start + (last << PAGE_SHIFT);
 	unsigned long addr, next, i;
 
 	for (i = first; i < last; i = next) {
 		pmd_t *pmdp;
 
 		addr = migrate->start + (i << PAGE_SHIFT);
-		next = migrate_index(migrate, pmd_addr_end(addr,
-				migrate->start + (last << PAGE_SHIFT)));
+		next = migrate_index(migrate, pmd_addr_end(addr, end));
 		pmdp = mm_find_pmd(migrate->vma->vm_mm, addr);
 		if (!map_huge(migrate, pmdp, i))
 			map_table(migrate, pmdp, i, next);

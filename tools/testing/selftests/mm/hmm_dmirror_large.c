@@ -31,22 +31,54 @@ FIXTURE_VARIANT(large)
 	bool ptes;		/* order 9, not mapped by a PMD */
 };
 
-#define LARGE_VARIANT(name, unit_nr, order_nr, by_ptes) \
-FIXTURE_VARIANT_ADD(large, name) \
-{ \
-	.unit = unit_nr, \
-	.order = order_nr, \
-	.ptes = by_ptes, \
-}
+FIXTURE_VARIANT_ADD(large, private_16k)
+{
+	.unit = DM_PRIVATE0,
+	.order = 2,
+};
 
-LARGE_VARIANT(private_16k, DM_PRIVATE0, 2, false);
-LARGE_VARIANT(private_64k, DM_PRIVATE0, 4, false);
-LARGE_VARIANT(private_256k, DM_PRIVATE0, 6, false);
-LARGE_VARIANT(private_1m, DM_PRIVATE0, 8, false);
-LARGE_VARIANT(private_2m, DM_PRIVATE0, 9, false);
-LARGE_VARIANT(private_2m_ptes, DM_PRIVATE0, 9, true);
-LARGE_VARIANT(coherent_64k, DM_COHERENT0, 4, false);
-LARGE_VARIANT(coherent_2m, DM_COHERENT0, 9, false);
+FIXTURE_VARIANT_ADD(large, private_64k)
+{
+	.unit = DM_PRIVATE0,
+	.order = 4,
+};
+
+FIXTURE_VARIANT_ADD(large, private_256k)
+{
+	.unit = DM_PRIVATE0,
+	.order = 6,
+};
+
+FIXTURE_VARIANT_ADD(large, private_1m)
+{
+	.unit = DM_PRIVATE0,
+	.order = 8,
+};
+
+FIXTURE_VARIANT_ADD(large, private_2m)
+{
+	.unit = DM_PRIVATE0,
+	.order = 9,
+};
+
+FIXTURE_VARIANT_ADD(large, private_2m_ptes)
+{
+	.unit = DM_PRIVATE0,
+	.order = 9,
+	.ptes = true,
+};
+
+FIXTURE_VARIANT_ADD(large, coherent_64k)
+{
+	.unit = DM_COHERENT0,
+	.order = 4,
+};
+
+FIXTURE_VARIANT_ADD(large, coherent_2m)
+{
+	.unit = DM_COHERENT0,
+	.order = 9,
+};
 
 /* Changing the protection of one page and back leaves a PMD split. */
 static int split_pmds(const struct dm_mem *m)
