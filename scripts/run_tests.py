@@ -21,6 +21,12 @@ GROUPS = ("host", "kunit", "selftest", "peer")
 THP_MODES = ("always", "madvise", "never")
 NOT_TESTS = {"hmm_demo"}
 
+# These make the folios that they need; the mode changes little for them.
+MODES_OF = {
+    "hmm_dmirror_large": ("always", "never"),
+    "hmm_dmirror_random": ("madvise",),
+}
+
 
 def suites_in(tree, folder):
     """Names of the KUnit suites in the source: all of them must run."""
@@ -44,6 +50,8 @@ def driver_plan(name, load, programs, modes=THP_MODES):
     steps = [(f"{name}-load", "plain", load)]
     for mode in modes:
         for program in programs:
+            if mode not in MODES_OF.get(program, THP_MODES):
+                continue
             label = name if len(modes) == 1 else f"{name}-{mode}"
             if len(programs) > 1:
                 label += f"-{program}"
@@ -96,7 +104,7 @@ def make_plans(args):
             plan = driver_plan(f"selftest-{mode}", "dmirror load", own, [mode])
             plan.numa = True
             plans.append(plan)
-        plans[0].steps.insert(-1, ("demo", "plain", "hmm_demo"))
+        plans[0].steps.insert(-1, ("demo", "plain", "hmm_demo 16"))
     if "peer" in wanted:
         plans.append(driver_plan("peer", "dmirror load", ["hmm-tests"]))
         plans[-1].owners = True
