@@ -23,10 +23,10 @@ void nouveau_dmem_resume(struct nouveau_drm *drm);
 void *nouveau_dmem_owner(struct nouveau_drm *drm);
 void nouveau_dmem_fini(struct nouveau_drm *drm);
 #else
-static inline void nouveau_dmem_resume(struct nouveau_drm *drm) {}
-static inline void nouveau_dmem_suspend(struct nouveau_drm *drm) {}
-static inline void nouveau_dmem_fini(struct nouveau_drm *drm) {}
-static inline void nouveau_dmem_init(struct nouveau_drm *drm) {}
+static inline void nouveau_dmem_suspend(struct nouveau_drm *unused) {}
+static inline void nouveau_dmem_init(struct nouveau_drm *unused) {}
+static inline void nouveau_dmem_resume(struct nouveau_drm *unused) {}
+static inline void nouveau_dmem_fini(struct nouveau_drm *unused) {}
 #endif
 
 #endif /* __NOUVEAU_DMEM_H__ */
