@@ -994,10 +994,10 @@ static long swap_out(const struct dm_mem *m)
 	int tries;
 	long out = 0;
 
-	/* Pages may be in a batch of another CPU, on their way to the LRU. */
-	for (tries = 0; tries < 100 && out < SWAPPED_PAGES; tries++) {
+	for (tries = 0; tries < 20 && out < SWAPPED_PAGES; tries++) {
+		/* Some are in a batch of another CPU; this drains them all. */
 		if (tries)
-			usleep(10000);
+			dm_put_file("/proc/sys/vm/compact_memory", "1");
 		madvise(m->cpu, m->pages * DM_PAGE, MADV_PAGEOUT);
 		out = dm_count_pagemap(m, 0, m->pages, DM_PM_SWAP);
 	}
