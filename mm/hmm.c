@@ -277,8 +277,7 @@ VISIBLE_IF_KUNIT struct hmm_stencil hmm_stencil_of_private(pte_t pte, u64 lo,
 
 static const struct dev_pagemap *hmm_private_pgmap(swp_entry_t swap)
 {
-	/* A tail page of a large device folio has no pgmap of its own. */
-	return compound_head(pfn_to_page(swp_offset_pfn(swap)))->pgmap;
+	return page_pgmap(pfn_swap_entry_to_page(swap));
 }
 
 /* Whether a present PTE maps something that has no struct page to hand out. */

@@ -57,8 +57,7 @@
 
 #define BATCH		HMM_DEVMEM_BATCH
 
-/* What one page table maps is a batch, and so is the largest block. */
-static_assert(BATCH >= PTRS_PER_PTE);
+/* The largest block is a batch. */
 static_assert(BATCH == 1UL << (HMM_DEVMEM_ORDERS - 1));
 
 /* order_of: not the first page of a block */
@@ -1165,7 +1164,8 @@ static int migrate_part(struct hmm_devmem *devmem, struct mm_struct *mm,
 	if (!args.vma || !(args.vma->vm_flags & VM_READ))
 		return -EFAULT;
 	/* Not into the next page table: what a PMD maps moves whole. */
-	args.end = pmd_addr_end(start, min(end, args.vma->vm_end));
+	args.end = pmd_addr_end(start, min3(end, args.vma->vm_end,
+					    start + BATCH * PAGE_SIZE));
 	m.to_device = to_device;
 	m.gfp = GFP_HIGHUSER_MOVABLE | __GFP_NOWARN;
 	m.n = (args.end - start) >> PAGE_SHIFT;

@@ -243,7 +243,7 @@ static void give_identity(struct folio *piece, struct folio *src,
 		folio_mark_dirty(piece);
 }
 
-/* Which pages can move is known, and nothing can fail: returns how many. */
+/* Find out which pieces are good, and charge them; return how many pages. */
 static unsigned long prepare_pieces(struct folio *src, unsigned long *dst,
 				    unsigned long nr, unsigned long *ready)
 {
