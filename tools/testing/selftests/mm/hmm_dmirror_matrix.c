@@ -1647,7 +1647,7 @@ FIXTURE_TEARDOWN(movers)
 
 #define MAX_MOVERS	4
 
-#define MOVER_ROUNDS	30
+#define MOVER_ROUNDS	12
 
 struct mover {
 	pthread_t thread;

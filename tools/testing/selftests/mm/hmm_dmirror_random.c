@@ -14,7 +14,7 @@
 
 #define NR_HUGE		4
 #define NR_PAGES	(NR_HUGE * DM_PER_HUGE)
-#define STEPS		150
+#define STEPS		100
 #define SEEDS		3
 
 struct world {
