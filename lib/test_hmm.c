@@ -742,13 +742,14 @@ static const struct dmirror_op {
 	int (*run)(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 		   struct dmirror_scratch *scratch);
 	int no_mm;
+	unsigned long out;	/* bytes per page, wanted after pages have moved */
 } dmirror_ops[] = {
 	[_IOC_NR(HMM_DMIRROR_READ)]		= { dmirror_read, -EFAULT },
 	[_IOC_NR(HMM_DMIRROR_WRITE)]		= { dmirror_write, -EFAULT },
-	[_IOC_NR(HMM_DMIRROR_MIGRATE_TO_DEV)]	= { dmirror_migrate_to_dev, -EINVAL },
+	[_IOC_NR(HMM_DMIRROR_MIGRATE_TO_DEV)]	= { dmirror_migrate_to_dev, -EINVAL, PAGE_SIZE },
 	[_IOC_NR(HMM_DMIRROR_MIGRATE_TO_SYS)]	= { dmirror_migrate_to_sys, -EINVAL },
 	[_IOC_NR(HMM_DMIRROR_SNAPSHOT)]		= { dmirror_snapshot, -EINVAL },
-	[_IOC_NR(HMM_DMIRROR_EXCLUSIVE)]	= { dmirror_exclusive, -EINVAL },
+	[_IOC_NR(HMM_DMIRROR_EXCLUSIVE)]	= { dmirror_exclusive, -EINVAL, PAGE_SIZE },
 	[_IOC_NR(HMM_DMIRROR_CHECK_EXCLUSIVE)]	= { dmirror_check_exclusive, -EINVAL },
 };
 
@@ -774,6 +775,8 @@ static int dmirror_run(struct dmirror *dm, const struct dmirror_op *op,
 	err = check_cmd(cmd);
 	if (err)
 		return err;
+	if (fault_in_writeable(u64_to_user_ptr(cmd->ptr), cmd->npages * op->out))
+		return -EFAULT;
 	scratch = kvmalloc(sizeof(*scratch), GFP_KERNEL_ACCOUNT);
 	if (!scratch)
 		return -ENOMEM;

@@ -48,6 +48,7 @@
 #include <linux/hmm_devmem.h>
 #include <linux/ioport.h>
 #include <linux/memremap.h>
+#include <linux/mempolicy.h>
 #include <linux/migrate.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
@@ -65,6 +66,9 @@ static_assert(BATCH == 1UL << (HMM_DEVMEM_ORDERS - 1));
 
 /* How often to say that somebody does not let go of a page. */
 #define STUCK_TIMEOUT	(10 * HZ)
+
+/* How long a pool that goes has its pages copied in vain. */
+#define PATIENCE	(5 * HZ)
 
 /* What one migration needs room for. */
 struct hmm_devmem_scratch {
@@ -296,14 +300,17 @@ static unsigned long take_pages(struct hmm_devmem *devmem, struct page **pages,
 	return taken;
 }
 
-static struct page *take_block(struct hmm_devmem *devmem, unsigned int order)
+/* NULL and *@more: more pages have returned, and may make a block. */
+static struct page *take_block(struct hmm_devmem *devmem, unsigned int order,
+			       bool *more)
 {
 	struct hmm_devmem_chunk *chunk;
 	struct page *page;
 
+	*more = false;
 	guard(spinlock_irqsave)(&devmem->lock);
 	list_for_each_entry(chunk, &devmem->avail, avail) {
-		chunk_absorb(chunk);
+		*more |= chunk_absorb(chunk);
 		page = block_take(chunk, order);
 		if (page)
 			return page;
@@ -360,10 +367,13 @@ static struct folio *alloc_device_folio(struct hmm_devmem *devmem,
 					unsigned int order)
 {
 	struct page *page;
+	bool more;
 
 	if (READ_ONCE(devmem->going))
 		return NULL;
-	page = take_block(devmem, order);
+	do {
+		page = take_block(devmem, order, &more);
+	} while (!page && more);
 	return page ? give_out(devmem, page, order) : NULL;
 }
 
@@ -398,6 +408,9 @@ static void devmem_folio_split(struct folio *head, struct folio *tail)
 struct move {
 	struct hmm_devmem		*devmem;
 	bool				to_device;
+	bool				last;		/* the pool goes */
+	struct vm_area_struct		*vma;		/* NULL: whoever's */
+	unsigned long			start;
 	gfp_t				gfp;
 	unsigned long			n;
 	unsigned long			*src;
@@ -461,37 +474,48 @@ static void add_copy(struct move *m, unsigned long i, unsigned long k,
 
 /* --- Destinations --- */
 
+/* For many at once, nobody looks at the policy of the mapping. */
 static unsigned long alloc_ram_pages(struct move *m, unsigned long n)
 {
 	unsigned long got, i;
 
+	if (n == 1 || (m->vma && vma_policy(m->vma)))
+		return 0;
 	memset(m->pages, 0, n * sizeof(*m->pages));
-	got = n > 1 ? alloc_pages_bulk_array(m->gfp, n, m->pages) : 0;
-	for (; got < n; got++) {
-		m->pages[got] = alloc_page(m->gfp);
-		if (!m->pages[got])
-			break;
-	}
+	if (IS_ENABLED(CONFIG_NUMA))
+		got = alloc_pages_bulk_array_mempolicy(m->gfp, n, m->pages);
+	else
+		got = alloc_pages_bulk_array(m->gfp, n, m->pages);
 	for (i = 0; i < got; i++)
 		lock_page(m->pages[i]);
 	return got;
 }
 
-/* Large folios are taken if they are at hand: nobody is to wait for one. */
-static struct folio *alloc_ram_folio(struct move *m, unsigned int order)
+/*
+ * For the page at entry i and those behind it. Large folios are taken if they are
+ * at hand: nobody is to wait for one.
+ */
+static struct folio *alloc_ram_folio(struct move *m, unsigned long i,
+				     unsigned int order)
 {
 	gfp_t gfp = m->gfp;
 	struct folio *folio;
 
 	if (order)
 		gfp = (gfp & ~__GFP_DIRECT_RECLAIM) | __GFP_NOWARN;
-	folio = folio_alloc(gfp, order);
+	if (m->vma)
+		folio = vma_alloc_folio(gfp, order, m->vma,
+					m->start + (i << PAGE_SHIFT),
+					order == HPAGE_PMD_ORDER);
+	else
+		folio = folio_alloc(gfp, order);
 	if (folio)
 		folio_lock(folio);
 	return folio;
 }
 
-static struct folio *alloc_folio(struct move *m, unsigned int order)
+static struct folio *alloc_folio(struct move *m, unsigned long i,
+				 unsigned int order)
 {
 	const struct hmm_devmem_ops *ops = m->devmem->ops;
 
@@ -501,7 +525,7 @@ static struct folio *alloc_folio(struct move *m, unsigned int order)
 	    !ops->may_alloc(m->devmem, m->to_device, order))
 		return NULL;
 	return m->to_device ? alloc_device_folio(m->devmem, order) :
-			      alloc_ram_folio(m, order);
+			      alloc_ram_folio(m, i, order);
 }
 
 /* The order to try next; core mm has no anonymous folios of two pages. */
@@ -518,7 +542,7 @@ static void alloc_pieces(struct move *m, unsigned long i, unsigned long nr)
 	unsigned long k = 0;
 
 	while (k < nr) {
-		folio = alloc_folio(m, order);
+		folio = alloc_folio(m, i + k, order);
 		if (folio) {
 			add_copy(m, i, k, &folio->page, 1UL << order);
 			k += 1UL << order;
@@ -531,19 +555,38 @@ static void alloc_pieces(struct move *m, unsigned long i, unsigned long nr)
 	m->result->no_memory += nr - k;
 }
 
-/* Destinations for all sources of one page, at once. */
+/* The first @got have their pages in @pages already. */
+static struct page *next_single(struct move *m, unsigned long i,
+				unsigned long k, unsigned long got)
+{
+	struct folio *folio;
+
+	if (k < got)
+		return m->pages[k];
+	folio = m->to_device ? NULL : alloc_ram_folio(m, i, 0);
+	return folio ? &folio->page : NULL;
+}
+
+/* Destinations for all sources of one page, at once if that can be. */
 static void alloc_singles(struct move *m, unsigned long wanted)
 {
 	unsigned long got, i, k = 0;
+	struct page *page;
 
 	if (!wanted)
 		return;
 	got = m->to_device ? alloc_device_pages(m->devmem, m->pages, wanted) :
 			     alloc_ram_pages(m, wanted);
-	for (i = 0; k < got; i++)
-		if (nr_to_move(m, i) == 1)
-			add_copy(m, i, 0, m->pages[k++], 1);
-	m->result->no_memory += wanted - got;
+	for (i = 0; k < wanted; i++) {
+		if (nr_to_move(m, i) != 1)
+			continue;
+		page = next_single(m, i, k, got);
+		if (!page)
+			break;
+		add_copy(m, i, 0, page, 1);
+		k++;
+	}
+	m->result->no_memory += wanted - k;
 }
 
 /* A hole may come to be on the device. Nobody wants it filled with RAM. */
@@ -570,6 +613,51 @@ static void alloc_destinations(struct move *m)
 	alloc_singles(m, singles);
 }
 
+/*
+ * Is it no use to ask again? Want of memory passes, as the sources of others that
+ * could be copied are freed.
+ */
+static bool is_hopeless(const struct move *m)
+{
+	const struct hmm_devmem *devmem = m->devmem;
+
+	if (!m->last || m->err == -ENOMEM)
+		return false;
+	return m->err == -ENODEV ||
+	       time_after(jiffies, devmem->last_copied + devmem->patience);
+}
+
+/*
+ * Pages that the device cannot give back any more: the process finds zeroes, as
+ * the alternative is that the driver never goes.
+ */
+static void lose_copies(struct move *m)
+{
+	struct hmm_devmem_copy *copy;
+	unsigned long k;
+
+	for (copy = m->copies; copy < m->copies + m->nr_copies; copy++) {
+		if (!copy->failed)
+			continue;
+		for (k = 0; k < copy->nr; k++)
+			clear_highpage(copy->dst + k);
+		copy->failed = false;
+		m->devmem->lost += copy->nr;
+	}
+}
+
+/* Returns how many copies worked. */
+static unsigned long note_failed(struct move *m)
+{
+	unsigned long i, good = 0;
+
+	for (i = 0; i < m->nr_copies; i++) {
+		m->copies[i].failed |= m->err != 0;
+		good += !m->copies[i].failed;
+	}
+	return good;
+}
+
 /* Have the driver copy; afterwards each copy says whether it failed. */
 static void copy_all(struct move *m)
 {
@@ -580,14 +668,22 @@ static void copy_all(struct move *m)
 		.nr = m->nr_copies,
 		.to_device = m->to_device,
 	};
-	unsigned long i;
+	bool late = false;
+	unsigned long good;
 
 	m->err = ops->copy(&batch);
-	if (!m->err && ops->wait)
+	if (!m->err && ops->wait) {
 		m->err = ops->wait(&batch);
-	if (m->err)
-		for (i = 0; i < m->nr_copies; i++)
-			m->copies[i].failed = true;
+		late = m->err == -EBUSY;
+	}
+	good = note_failed(m);
+	if (!m->last)
+		return;
+	if (good)
+		m->devmem->last_copied = jiffies;
+	/* What a late device may still write to, it must not be given for. */
+	else if (!late && is_hopeless(m))
+		lose_copies(m);
 }
 
 static void drop_folio(struct folio *folio)
@@ -694,6 +790,8 @@ static vm_fault_t fault_migrate(struct vm_fault *vmf, struct move *m,
 	unsigned long at = ((vmf->address & PAGE_MASK) - start) >> PAGE_SHIFT;
 	bool moved;
 
+	m->vma = vmf->vma;
+	m->start = start;
 	m->n = (end - start) >> PAGE_SHIFT;
 	if (migrate_vma_setup(&args))
 		return VM_FAULT_SIGBUS;
@@ -972,6 +1070,7 @@ static void evict_batch(struct hmm_devmem_chunk *chunk, unsigned long i,
 	struct move m = move_of(devmem, devmem->scratch, result);
 
 	m.gfp = GFP_HIGHUSER_MOVABLE | __GFP_RETRY_MAYFAIL | __GFP_NOWARN;
+	m.last = devmem->going;
 	m.n = n;
 	if (migrate_device_range(m.src, chunk_pfn(chunk) + i, n))
 		return;
@@ -1167,6 +1266,8 @@ static int migrate_part(struct hmm_devmem *devmem, struct mm_struct *mm,
 	args.end = pmd_addr_end(start, min3(end, args.vma->vm_end,
 					    start + BATCH * PAGE_SIZE));
 	m.to_device = to_device;
+	m.vma = args.vma;
+	m.start = start;
 	m.gfp = GFP_HIGHUSER_MOVABLE | __GFP_NOWARN;
 	m.n = (args.end - start) >> PAGE_SHIFT;
 
@@ -1274,10 +1375,15 @@ static void devm_release_devmem(void *data)
 	mutex_unlock(&devmem->grow_lock);
 
 	mutex_lock(&devmem->shrink_lock);
+	devmem->last_copied = jiffies;
 	while (!list_empty(&devmem->chunks))
 		if (remove_chunks(devmem, STUCK_TIMEOUT))
 			dev_warn(devmem->device,
 				 "pages of device memory are still in use\n");
+	if (devmem->lost)
+		dev_err(devmem->device,
+			"the data of %lu pages of processes are lost\n",
+			devmem->lost);
 	mutex_unlock(&devmem->shrink_lock);
 	kvfree(devmem->scratch);
 	kfree(devmem);
@@ -1303,6 +1409,7 @@ static struct hmm_devmem *devmem_alloc(const struct hmm_devmem_ops *ops,
 	devmem->ops = ops;
 	devmem->device = device;
 	devmem->type = type;
+	devmem->patience = PATIENCE;
 	mutex_init(&devmem->grow_lock);
 	mutex_init(&devmem->shrink_lock);
 	spin_lock_init(&devmem->lock);
@@ -1400,7 +1507,8 @@ EXPORT_SYMBOL_GPL(hmm_devmem_add_resource);
  * @devmem: the pool
  *
  * Refuses new work, moves everything to RAM, and waits for whoever still has a
- * page, however long that takes.
+ * page, however long that takes. Pages that the driver says it can never copy, or
+ * has not copied for 5 s, become zeroes; it is logged how many.
  *
  * Context: Process context. As hmm_devmem_evict().
  */

@@ -94,7 +94,10 @@ struct hmm_devmem_chunk {
  *	after each copy that returned 0. Returns 0, or -errno if the state of all
  *	pages is unknown: as if none had been copied. Optional. For both, -EBUSY
  *	says that it will pass: a CPU fault is then repeated. After any other
- *	error it ends in SIGBUS.
+ *	error it ends in SIGBUS. -ENODEV says that the device will never copy
+ *	again: see hmm_devmem_remove(). After any error but -EBUSY from @wait the
+ *	device does not write to the destinations any more; after that one, @copy
+ *	fails until it is known that it does not.
  * @folio_init: The folio is about to be given out. It may set its
  *	folio_set_zone_device_data(), which is NULL and the driver's until
  *	@folio_exit. Returns 0, or -errno, and the folio stays free; if it is
@@ -144,6 +147,9 @@ struct hmm_devmem {
 	struct mutex			grow_lock;	/* addition of chunks */
 	struct mutex			shrink_lock;	/* eviction, removal */
 	struct hmm_devmem_scratch	*scratch;	/* shrink_lock */
+	unsigned long			patience;	/* jiffies */
+	unsigned long			last_copied;	/* jiffies; shrink_lock */
+	unsigned long			lost;		/* pages; shrink_lock */
 	bool				going;		/* grow_lock; read without */
 	spinlock_t			lock;		/* what follows, and blocks */
 	struct list_head		chunks;

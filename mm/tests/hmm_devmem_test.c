@@ -532,6 +532,58 @@ static void removed_pool_gives_all_back(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, read_pages(d, 50), 50UL);
 }
 
+static void removed_pool_asks_again(struct kunit *test)
+{
+	struct driver *d = test->priv;
+
+	write_pages(d, 50);
+	to_device(d, 50);
+	d->copy_err = -EIO;
+	d->busy_left = 20;
+	hmm_devmem_remove(d->devmem);
+	KUNIT_EXPECT_EQ(test, d->chunks, 0);
+	KUNIT_EXPECT_EQ(test, read_pages(d, 50), 50UL);
+}
+
+/* Pages that are lost are zeroes, not what was in that RAM before. */
+static void expect_zeroes(struct driver *d, unsigned long n)
+{
+	unsigned long i, word;
+
+	for (i = 0; i < n; i++) {
+		word = 1;
+		KUNIT_EXPECT_EQ(d->test, get_user(word, (unsigned long __user *)addr_of(d, i)), 0);
+		KUNIT_EXPECT_EQ(d->test, word, 0UL);
+	}
+}
+
+static void removed_pool_does_not_ask_for_ever(struct kunit *test)
+{
+	struct driver *d = test->priv;
+
+	write_pages(d, 50);
+	to_device(d, 50);
+	d->copy_err = -EIO;
+	d->devmem->patience = HZ / 10;
+	hmm_devmem_remove(d->devmem);
+	KUNIT_EXPECT_EQ(test, d->chunks, 0);
+	expect_zeroes(d, 50);
+}
+
+static void removed_pool_does_not_ask_the_dead(struct kunit *test)
+{
+	struct driver *d = test->priv;
+	unsigned long began = jiffies;
+
+	write_pages(d, 50);
+	to_device(d, 50);
+	d->copy_err = -ENODEV;
+	hmm_devmem_remove(d->devmem);
+	KUNIT_EXPECT_EQ(test, d->chunks, 0);
+	KUNIT_EXPECT_LT(test, jiffies - began, 4UL * HZ);
+	expect_zeroes(d, 50);
+}
+
 static struct kunit_case hmm_devmem_cases[] = {
 	KUNIT_CASE(add_refuses),
 	KUNIT_CASE(migrate_refuses),
@@ -548,6 +600,9 @@ static struct kunit_case hmm_devmem_cases[] = {
 	KUNIT_CASE(shrunk_pool_grows_again),
 	KUNIT_CASE(unbound_device_gives_all_back),
 	KUNIT_CASE(removed_pool_gives_all_back),
+	KUNIT_CASE(removed_pool_asks_again),
+	KUNIT_CASE(removed_pool_does_not_ask_for_ever),
+	KUNIT_CASE(removed_pool_does_not_ask_the_dead),
 	{}
 };
 

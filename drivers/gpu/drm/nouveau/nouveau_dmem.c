@@ -54,9 +54,6 @@
 /* How long to wait before somebody tries again to have a busy engine copy. */
 #define RETRY_DELAY	(HZ / 100)
 
-/* How long the engine may fail before what it has not copied is given up. */
-#define FINI_TIMEOUT	(5 * HZ)
-
 /* hmm_devmem_chunk.data */
 struct nouveau_dmem_chunk {
 	struct list_head	node;		/* dmem->chunk_lock */
@@ -537,53 +534,13 @@ static bool reap_orphans(struct nouveau_dmem *dmem)
 
 /* --- What the pool calls -------------------------------------------------- */
 
-/* Not for want of memory alone, nor for a moment. */
-static bool engine_is_gone(struct nouveau_dmem *dmem, int err)
-{
-	unsigned long patience = READ_ONCE(dmem->last_copy) + FINI_TIMEOUT;
-
-	return engine_stopped(dmem->chan) ||
-	       (err != -ENOMEM && time_after(jiffies, patience));
-}
-
-/*
- * For pages that the board cannot give back any more, a process finds zeroes: the
- * alternative is that the driver never goes.
- */
-static void abandon_pages(struct nouveau_dmem *dmem,
-			  struct hmm_devmem_batch *batch, bool all)
-{
-	unsigned long i;
-
-	for (i = 0; i < batch->nr; i++) {
-		struct hmm_devmem_copy *copy = &batch->copies[i];
-
-		if (!all && (!copy->failed || page_chunk(copy->src)->awake))
-			continue;
-		clear_ram(copy->dst, copy->nr);
-		copy->failed = false;
-		atomic_long_add(copy->nr, &dmem->lost);
-	}
-}
-
-/* The last word about a batch. */
-static int settle(struct nouveau_dmem *dmem, struct hmm_devmem_batch *batch,
-		  int err)
-{
-	if (batch->to_device || !READ_ONCE(dmem->leaving))
-		return err;
-	if (err && !engine_is_gone(dmem, err))
-		return err;
-	abandon_pages(dmem, batch, err);
-	return 0;
-}
-
 /*
  * Sets batch->data if there is something to wait for. -EBUSY, as of the wait, asks
- * for another try later: the engine has much to do, or does not know what it did.
+ * for another try later: nobody knows yet what the engine did.
  */
-static int copy_begin(struct nouveau_dmem *dmem, struct hmm_devmem_batch *batch)
+static int dmem_copy(struct hmm_devmem_batch *batch)
 {
+	struct nouveau_dmem *dmem = dmem_of(batch->devmem);
 	struct nouveau_dmem_job *job;
 	bool launched = false;
 	unsigned long i;
@@ -602,46 +559,35 @@ static int copy_begin(struct nouveau_dmem *dmem, struct hmm_devmem_batch *batch)
 
 	engine_lock(dmem->chan);
 	err = job_launch(job, &i, &launched);
+	/* Without a fence nobody can tell when it is done: see the wait. */
 	if (launched)
-		err = nouveau_dmem_fence(dmem->chan, &job->fence);
+		nouveau_dmem_fence(dmem->chan, &job->fence);
 	engine_unlock(dmem->chan);
 
 	for (; i < batch->nr; i++)
 		if (job->steps[i].op != NOUVEAU_DMEM_SKIP)
 			batch->copies[i].failed = true;
-	if (!launched)
-		job_free(job);
-	else if (err)
-		job_orphan(job);
-	else
+	if (launched) {
 		batch->data = job;
+		return 0;
+	}
+	job_free(job);
 	return err;
-}
-
-static int dmem_copy(struct hmm_devmem_batch *batch)
-{
-	struct nouveau_dmem *dmem = dmem_of(batch->devmem);
-	int err = copy_begin(dmem, batch);
-
-	return batch->data ? 0 : settle(dmem, batch, err);
 }
 
 static int dmem_wait(struct hmm_devmem_batch *batch)
 {
 	struct nouveau_dmem_job *job = batch->data;
-	struct nouveau_dmem *dmem = dmem_of(batch->devmem);
 	int err;
 
 	if (!job)
 		return 0;
-	err = nouveau_dmem_fence_wait(job->fence);
-	if (!err)
-		WRITE_ONCE(dmem->last_copy, jiffies);
+	err = job->fence ? nouveau_dmem_fence_wait(job->fence) : -EBUSY;
 	if (err == -EBUSY)
 		job_orphan(job);
 	else
 		job_free(job);
-	return settle(dmem, batch, err);
+	return err;
 }
 
 static const struct hmm_devmem_ops dmem_ops = {
@@ -778,8 +724,8 @@ void nouveau_dmem_resume(struct nouveau_drm *drm)
  * nouveau_dmem_fini() - move all pages to RAM before the board goes
  * @drm: the board
  *
- * Pages that the engine cannot copy any more become zeroes, after it has been
- * given its time. Whoever holds a page is waited for.
+ * As hmm_devmem_remove(): pages that the engine cannot copy any more become
+ * zeroes, after it has been given its time.
  *
  * Context: Process context. Sleeps. The engine and TTM are still there.
  */
@@ -789,15 +735,10 @@ void nouveau_dmem_fini(struct nouveau_drm *drm)
 
 	if (!dmem)
 		return;
-	WRITE_ONCE(dmem->last_copy, jiffies);
-	WRITE_ONCE(dmem->leaving, true);
 	hmm_devmem_remove(dmem->pool);
 	/* Better lost than given to somebody, and written by the board. */
 	if (!reap_orphans(dmem))
 		NV_ERROR(drm, "DMEM: leaving pages to the copy engine\n");
-	if (atomic_long_read(&dmem->lost))
-		NV_ERROR(drm, "DMEM: %ld pages of processes are lost\n",
-			 atomic_long_read(&dmem->lost));
 	/* Its memory stays as long as that of @drm->dev: the SVM goes later. */
 	WRITE_ONCE(drm->dmem, NULL);
 }
@@ -807,7 +748,6 @@ void nouveau_dmem_setup(struct nouveau_dmem *dmem, struct nouveau_drm *drm,
 {
 	dmem->drm = drm;
 	dmem->chan = chan;
-	dmem->leaving = false;
 	mutex_init(&dmem->orphan_lock);
 	INIT_LIST_HEAD(&dmem->orphans);
 	mutex_init(&dmem->chunk_lock);

@@ -27,9 +27,6 @@ struct page;
  * @pool: the pages; NULL until there is one
  * @chan: channel with a copy engine, shared with TTM under its client's mutex
  * @asleep: chunks did not get their VRAM back when the board woke up
- * @leaving: the board goes: what cannot be copied to RAM is given up
- * @last_copy: when the engine last did what it should, in jiffies
- * @lost: pages that were given up
  * @orphan_lock: protects @orphans; the mutex of @chan's client nests in it
  * @orphans: jobs that the engine has not finished in time
  * @chunk_lock: protects @chunks
@@ -40,9 +37,6 @@ struct nouveau_dmem {
 	struct hmm_devmem	*pool;
 	struct nouveau_channel	*chan;
 	bool			asleep;
-	bool			leaving;
-	unsigned long		last_copy;
-	atomic_long_t		lost;
 	struct mutex		orphan_lock;	/* orphans */
 	struct list_head	orphans;
 	struct mutex		chunk_lock;	/* chunks */

@@ -313,7 +313,7 @@ TEST_F(bad_input, snapshot_says_error)
 	EXPECT_EQ(HMM_DMIRROR_PROT_READ, perm);
 }
 
-/* The buffer is bad. What the call did before it found out may be done. */
+/* The buffer is bad: no page moves for that. */
 TEST_F(bad_input, buffers)
 {
 	static const uint64_t bad_ptr[] = { 0, 1, KERNEL_ADDR, ~0ULL };
@@ -333,6 +333,7 @@ TEST_F(bad_input, buffers)
 		EXPECT_EQ(-EFAULT, one_call(&self->dev, op, self->addr[GOOD], 4,
 					    self->addr[NO_ACCESS]))
 			TH_LOG("%s, buffer without access", op_name[op]);
+		EXPECT_IN_RAM(&self->dev, &self->m, 0, 10);
 	}
 	EXPECT_CPU_SEES(&self->m, 0, 10);
 	EXPECT_EQ(0, dm_to_sys(&self->dev, &self->m, 0, 10));

@@ -8,6 +8,7 @@
 #include "../kselftest_harness.h"
 
 #include <linux/io_uring.h>
+#include <linux/mempolicy.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <signal.h>
@@ -465,6 +466,57 @@ TEST_F(matrix, munlock_on_device)
 }
 
 /* ---- other processes look at the memory ---- */
+
+static int last_node(void)
+{
+	FILE *f = fopen("/sys/devices/system/node/has_memory", "r");
+	int node = 0;
+	char c;
+
+	if (!f)
+		return 0;
+	while (fscanf(f, "%d%c", &node, &c) == 2 && c != '\n')
+		;
+	fclose(f);
+	return node;
+}
+
+static int bind_to_node(const struct dm_mem *m, int node)
+{
+	unsigned long mask = 1UL << node;
+
+	return syscall(SYS_mbind, m->cpu, m->pages * DM_PAGE, MPOL_BIND, &mask,
+		       8 * sizeof(mask), 0) ? -errno : 0;
+}
+
+static long count_on_node(const struct dm_mem *m, int node)
+{
+	long i, n = 0;
+
+	for (i = 0; i < (long)m->pages; i++) {
+		void *page = dm_addr(m, i);
+		int at = -1;
+
+		if (!syscall(SYS_move_pages, 0, 1UL, &page, NULL, &at, 0))
+			n += at == node;
+	}
+	return n;
+}
+
+/* Pages that come back go where the mapping wants its memory. */
+TEST_F(matrix, memory_policy_is_obeyed)
+{
+	int node;
+
+	for (node = last_node(); node >= 0; node--) {
+		ALL_TO_DEVICE();
+		ASSERT_EQ(0, bind_to_node(&self->m, node));
+		EXPECT_CPU_SEES(&self->m, 0, self->n / 2);
+		EXPECT_EQ(0, dm_to_sys(&self->dev, &self->m, 0, self->n));
+		EXPECT_EQ(self->n, count_on_node(&self->m, node));
+	}
+	EXPECT_ALL_RIGHT();
+}
 
 TEST_F(matrix, process_vm_rw)
 {
