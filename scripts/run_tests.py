@@ -23,7 +23,7 @@ NOT_TESTS = {"hmm_demo"}
 
 # These make the folios that they need; the mode changes little for them.
 MODES_OF = {
-    "hmm_dmirror_large": ("always", "never"),
+    "hmm_dmirror_large": ("always",),
     "hmm_dmirror_random": ("madvise",),
 }
 
