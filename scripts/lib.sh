@@ -129,11 +129,14 @@ unlock_dir() { exec 9>&-; }
 # What makes it another machine's kernel: arguments for make.
 CROSS=()
 
-# make in the kernel tree, with the compiler cache and nothing of ours around
+# make in the kernel tree, with the compiler cache and nothing of ours around. The
+# cache takes what a file depends on from the compiler: else it runs the
+# preprocessor by itself first, which makes a cold build half as long again.
 kmake() {
 	env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL -u KSRC -u ARCH -u O \
 		CCACHE_DIR="${CCACHE_DIR:-$ROOT/ccache}" CCACHE_BASEDIR="$ROOT" \
-		CCACHE_NOHASHDIR=1 CCACHE_MAXSIZE="${CCACHE_MAXSIZE:-5G}" \
+		CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1 \
+		CCACHE_MAXSIZE="${CCACHE_MAXSIZE:-5G}" \
 		KBUILD_BUILD_TIMESTAMP="@${SOURCE_DATE_EPOCH:-0}" \
 		KBUILD_BUILD_USER=hmm KBUILD_BUILD_HOST=hmm \
 		make -C "$TREE" O="$OUT" CC="ccache gcc" HOSTCC="ccache gcc" "${CROSS[@]}" "$@"
