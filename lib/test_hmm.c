@@ -123,8 +123,9 @@ struct dmirror {
 	struct xarray			pt;	/* pfn of the mm -> page | DPTE_* */
 };
 
-/* What an ioctl needs room for. */
+/* What an ioctl needs room for, and how it faults: with mmap_lock, or without. */
 struct dmirror_scratch {
+	bool		unlocked;
 	unsigned long	pfns[DMIRROR_BATCH];
 	u8		perm[DMIRROR_BATCH];
 };
@@ -289,6 +290,9 @@ static const struct mmu_interval_notifier_ops dmirror_notifier_ops = {
 	.invalidate = dmirror_invalidate,
 };
 
+/* For how long to go on against invalidations. */
+#define DMIRROR_PATIENCE	msecs_to_jiffies(HMM_RANGE_DEFAULT_TIMEOUT)
+
 /* May a step that collided be tried again? 0, -EINTR or -EBUSY. */
 static int may_retry(unsigned long deadline)
 {
@@ -302,38 +306,51 @@ static int may_retry(unsigned long deadline)
 
 static unsigned long retry_deadline(void)
 {
-	return jiffies + msecs_to_jiffies(HMM_RANGE_DEFAULT_TIMEOUT);
+	return jiffies + DMIRROR_PATIENCE;
 }
 
-/*
- * Has hmm_range_fault() fill in the range, and returns with dm->lock held, under
- * which the answer is true.
- */
-static int dmirror_ask_and_lock(struct dmirror *dm, struct hmm_range *range)
+/* Has the range filled in, as it is right now. */
+static int dmirror_ask(struct dmirror *dm, struct hmm_range *range,
+		       bool unlocked)
 {
-	unsigned long deadline = retry_deadline();
 	struct mm_struct *mm = dm->notifier.mm;
 	int err;
 
+	if (unlocked)
+		return hmm_range_fault_unlocked_timeout(range, DMIRROR_PATIENCE);
+
+	range->notifier_seq = mmu_interval_read_begin(range->notifier);
+	mmap_read_lock(mm);
+	err = hmm_range_fault(range);
+	mmap_read_unlock(mm);
+	return err;
+}
+
+/*
+ * The same, and returns with dm->lock held, under which the answer is true. The
+ * first answer may take as long as userfaultfd wants: the deadline is for what
+ * comes between it and the lock.
+ */
+static int dmirror_ask_and_lock(struct dmirror *dm, struct hmm_range *range,
+				bool unlocked)
+{
+	int err = dmirror_ask(dm, range, unlocked);
+	unsigned long deadline = retry_deadline();
+
 	for (;;) {
+		if (!err) {
+			mutex_lock(&dm->lock);
+			if (!mmu_interval_read_retry(range->notifier,
+						     range->notifier_seq))
+				return 0;
+			mutex_unlock(&dm->lock);
+		} else if (err != -EBUSY) {
+			return err;
+		}
 		err = may_retry(deadline);
 		if (err)
 			return err;
-
-		range->notifier_seq = mmu_interval_read_begin(range->notifier);
-		mmap_read_lock(mm);
-		err = hmm_range_fault(range);
-		mmap_read_unlock(mm);
-		if (err == -EBUSY)
-			continue;
-		if (err)
-			return err;
-
-		mutex_lock(&dm->lock);
-		if (!mmu_interval_read_retry(range->notifier,
-					     range->notifier_seq))
-			return 0;
-		mutex_unlock(&dm->lock);
+		err = dmirror_ask(dm, range, unlocked);
 	}
 }
 
@@ -394,7 +411,7 @@ static int dmirror_map(struct dmirror *dm, unsigned long start,
 	for (range.start = start; range.start < end; range.start = range.end) {
 		range.end = range.start +
 			    min(end - range.start, DMIRROR_BATCH * PAGE_SIZE);
-		err = dmirror_ask_and_lock(dm, &range);
+		err = dmirror_ask_and_lock(dm, &range, scratch->unlocked);
 		if (err)
 			return err;
 		err = dmirror_store_range(dm, &range, !flags);
@@ -434,7 +451,8 @@ static unsigned long dmirror_copy(struct dmirror *dm, unsigned long addr,
 
 /*
  * Copies, and faults where it has to: up to the end of the whole command, which
- * counts as one fault, however much there is.
+ * counts as one fault, however much there is. The deadline is for pages that are
+ * gone again each time, not for the time that the first fault takes.
  */
 static int dmirror_access(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 			  unsigned long addr, unsigned long n, void *buf,
@@ -443,7 +461,8 @@ static int dmirror_access(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 	unsigned long end = cmd->addr + (cmd->npages << PAGE_SHIFT);
 	unsigned long flags = HMM_PFN_REQ_FAULT |
 			      (write ? HMM_PFN_REQ_WRITE : 0);
-	unsigned long deadline = retry_deadline();
+	unsigned long deadline = 0;
+	bool again = false;
 	unsigned long done;
 	int err;
 
@@ -452,17 +471,18 @@ static int dmirror_access(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 		cmd->cpages += done;
 		if (done == n)
 			return 0;
-		if (done)
-			deadline = retry_deadline();
 		n -= done;
 		buf += done << PAGE_SHIFT;
 		addr += done << PAGE_SHIFT;
 
-		err = dmirror_map(dm, addr, end, flags, scratch);
+		err = again && !done ? may_retry(deadline) : 0;
 		if (!err)
-			err = may_retry(deadline);
+			err = dmirror_map(dm, addr, end, flags, scratch);
 		if (err)
 			return err;
+		if (!again || done)
+			deadline = retry_deadline();
+		again = true;
 		cmd->faults++;
 	}
 }
@@ -589,7 +609,7 @@ static int dmirror_snapshot(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 		n = min((end - range.start) >> PAGE_SHIFT, DMIRROR_BATCH);
 		range.end = range.start + (n << PAGE_SHIFT);
 
-		err = dmirror_ask_and_lock(dm, &range);
+		err = dmirror_ask_and_lock(dm, &range, false);
 		if (err)
 			return err;
 		for (i = 0; i < n; i++)
@@ -737,12 +757,16 @@ static int dmirror_check_exclusive(struct dmirror *dm,
 
 /* --- The file ------------------------------------------------------------ */
 
-/* @no_mm: the answer when the mirrored process is gone */
+/*
+ * @no_mm: the answer when the mirrored process is gone
+ * @unlocked: faults as in struct dmirror_scratch
+ */
 static const struct dmirror_op {
 	int (*run)(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 		   struct dmirror_scratch *scratch);
 	int no_mm;
 	unsigned long out;	/* bytes per page, wanted after pages have moved */
+	bool unlocked;
 } dmirror_ops[] = {
 	[_IOC_NR(HMM_DMIRROR_READ)]		= { dmirror_read, -EFAULT },
 	[_IOC_NR(HMM_DMIRROR_WRITE)]		= { dmirror_write, -EFAULT },
@@ -751,6 +775,8 @@ static const struct dmirror_op {
 	[_IOC_NR(HMM_DMIRROR_SNAPSHOT)]		= { dmirror_snapshot, -EINVAL },
 	[_IOC_NR(HMM_DMIRROR_EXCLUSIVE)]	= { dmirror_exclusive, -EINVAL, PAGE_SIZE },
 	[_IOC_NR(HMM_DMIRROR_CHECK_EXCLUSIVE)]	= { dmirror_check_exclusive, -EINVAL },
+	[_IOC_NR(HMM_DMIRROR_READ_UNLOCKED)]	= { dmirror_read, -EFAULT, 0, true },
+	[_IOC_NR(HMM_DMIRROR_WRITE_UNLOCKED)]	= { dmirror_write, -EFAULT, 0, true },
 };
 
 static int check_cmd(const struct hmm_dmirror_cmd *cmd)
@@ -781,6 +807,7 @@ static int dmirror_run(struct dmirror *dm, const struct dmirror_op *op,
 	if (!scratch)
 		return -ENOMEM;
 
+	scratch->unlocked = op->unlocked;
 	cmd->cpages = 0;
 	cmd->faults = 0;
 	err = op->no_mm;
@@ -818,7 +845,7 @@ static long dmirror_ioctl(struct file *file, unsigned int command,
 		err = hmm_devmem_shrink(dm->device->devmem, DMIRROR_EVICT_TIME);
 	else if (command == HMM_DMIRROR_FLAGS)
 		err = dmirror_set_flags(dm->device, cmd.npages);
-	else if (nr < ARRAY_SIZE(dmirror_ops))
+	else if (nr < ARRAY_SIZE(dmirror_ops) && dmirror_ops[nr].run)
 		err = dmirror_run(dm, &dmirror_ops[nr], &cmd);
 	else
 		err = -EINVAL;

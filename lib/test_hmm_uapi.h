@@ -47,6 +47,10 @@ struct hmm_dmirror_cmd {
 /* Set the flags of the device to @npages, for what follows. */
 #define HMM_DMIRROR_FLAGS		HMM_DMIRROR_IOC(0x08)
 
+/* READ and WRITE with faults that may wait, as those of a CPU: for userfaultfd. */
+#define HMM_DMIRROR_READ_UNLOCKED	HMM_DMIRROR_IOC(0x09)
+#define HMM_DMIRROR_WRITE_UNLOCKED	HMM_DMIRROR_IOC(0x0a)
+
 /* The next large folio that is needed, on either side, is not to be had. Once. */
 #define HMM_DMIRROR_FLAG_FAIL_ALLOC	0x1ULL
 

@@ -38,10 +38,22 @@
  *
  * Locks
  *
- * The caller holds mmap_lock, for reading at least, and it stays held
- * throughout: no fault is allowed to drop it. VMAs are stable therefore, and
+ * The walk has mmap_lock for reading at least. VMAs are stable therefore, and
  * upper page tables do not go away. PTEs and PMDs are read without their
  * spinlocks. hugetlb_vma_lock is the page walk's business.
+ *
+ * Who holds it is where the two entry points differ. hmm_range_fault() is
+ * called with mmap_lock, and no fault is allowed to drop it.
+ * hmm_range_fault_unlocked_timeout() takes it, and a fault that has to wait
+ * drops it: for a monitor of userfaultfd, for I/O, for a page that somebody
+ * moves. Then the run ends early, whatever was looked up for it is forgotten
+ * (VMA, PMD, what is sure), and the walk goes on where the run began, with
+ * mmap_lock taken again.
+ *
+ * The notifier's sequence does not depend on mmap_lock. If it has not moved,
+ * what was stored before the lock was dropped is as good as what comes after,
+ * and the walk need not begin again. If it has, all of it begins again with a
+ * new sequence, and what is still mapped costs a look, but no fault.
  *
  * What closes the races
  *
@@ -63,13 +75,17 @@
 #include <linux/hmm.h>
 #include <linux/hugetlb.h>
 #include <linux/huge_mm.h>
+#include <linux/jiffies.h>
 #include <linux/memremap.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/pagewalk.h>
 #include <linux/pgtable.h>
 #include <linux/sched.h>
+#include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/secretmem.h>
+#include <linux/slab.h>
 #include <linux/string.h>
 #include <linux/swap.h>
 #include <linux/swapops.h>
@@ -77,14 +93,24 @@
 #include "hmm_internal.h"
 #include "internal.h"
 
-/* Not 0 and no errno: walk_page_range() hands it through as it is. */
+/*
+ * Neither 0 nor an errno. The first one is handed through by walk_page_range()
+ * as it is, the second one is of a fault that has dropped mmap_lock.
+ */
 #define HMM_WALK_STOPPED	1
+#define HMM_LOCK_DROPPED	2
+
+/* Where no page begins. */
+#define HMM_NOWHERE		ULONG_MAX
 
 /**
  * struct hmm_walk - state of one hmm_range_fault()
  *
  * @range: what the caller asked for
  * @may_want: union of what any page of @range can ask for
+ * @fault_flags: FAULT_FLAG_* that all faults have
+ * @waited: jiffies for which faults have waited without mmap_lock
+ * @tried: the page whose fault has to be repeated after that, or HMM_NOWHERE
  * @vma: VMA of the run that the walk stopped at
  * @addr: first page of that run, in need; every page before it is settled
  * @end: end of that run
@@ -99,6 +125,9 @@
 struct hmm_walk {
 	struct hmm_range *range;
 	unsigned long may_want;
+	unsigned int fault_flags;
+	unsigned long waited;
+	unsigned long tried;
 	struct vm_area_struct *vma;
 	unsigned long addr;
 	unsigned long end;
@@ -135,6 +164,12 @@ static int hmm_stop(struct mm_walk *walk, unsigned long addr,
 	return HMM_WALK_STOPPED;
 }
 
+/* Whether pages can ask for something by their own word. */
+static bool hmm_words_ask(const struct hmm_range *range)
+{
+	return range->pfn_flags_mask & HMM_PFN_REQ_MASK;
+}
+
 /* How many of @nr pages from @slot on are content with one leaf's entries. */
 static unsigned long hmm_nr_content(const struct hmm_walk *hw,
 				    const unsigned long *slot, unsigned long nr,
@@ -145,7 +180,7 @@ static unsigned long hmm_nr_content(const struct hmm_walk *hw,
 
 	if (hmm_need(hw->may_want, entry) == HMM_NEED_NOTHING)
 		return nr;
-	if (!(range->pfn_flags_mask & HMM_PFN_REQ_MASK))
+	if (!hmm_words_ask(range))
 		return 0;
 	for (i = 0; i < nr; i++) {
 		if (hmm_need(hmm_request(range, slot[i]), entry))
@@ -605,16 +640,22 @@ static int hmm_walk_hole(unsigned long addr, unsigned long end,
 }
 
 /*
- * VMAs without struct pages, or that nobody may read, are settled as a whole.
+ * Secret memory is hidden from the kernel, and is not for a device to see either.
  * No architecture that HMM runs on lets a page be written but not read.
  */
+static bool hmm_vma_has_pages(struct vm_area_struct *vma)
+{
+	return (vma->vm_flags & VM_READ) &&
+	       !(vma->vm_flags & (VM_IO | VM_PFNMAP)) && !vma_is_secretmem(vma);
+}
+
+/* VMAs that have nothing for a device are settled as a whole. */
 static int hmm_walk_vma(unsigned long addr, unsigned long end,
 			struct mm_walk *walk)
 {
-	unsigned long vm_flags = walk->vma->vm_flags;
 	int ret;
 
-	if ((vm_flags & VM_READ) && !(vm_flags & (VM_IO | VM_PFNMAP)))
+	if (hmm_vma_has_pages(walk->vma))
 		return 0;
 
 	ret = hmm_emit(walk, addr, end, HMM_PFN_ERROR);
@@ -642,25 +683,42 @@ VISIBLE_IF_KUNIT vm_fault_t hmm_handle_fault(struct vm_area_struct *vma,
 }
 
 /*
+ * A fault has dropped mmap_lock. Unless it is complete it has to be repeated,
+ * and must not drop the lock for the same reason once more.
+ */
+static int hmm_note_drop(struct hmm_walk *hw, vm_fault_t fault,
+			 unsigned long began)
+{
+	hw->tried = fault & VM_FAULT_RETRY ? hw->addr : HMM_NOWHERE;
+	hw->waited += jiffies - began;
+	return HMM_LOCK_DROPPED;
+}
+
+/*
  * One fault. It also settles whatever stands in the way of the page: swap, a
  * migration under way, device-exclusive access, another device's private page.
  */
-static int hmm_fault_page(struct vm_area_struct *vma, unsigned long addr,
-			  enum hmm_need need)
+static int hmm_fault_page(struct hmm_walk *hw)
 {
-	unsigned int flags = FAULT_FLAG_REMOTE;
+	unsigned int flags = hw->fault_flags;
+	unsigned long began = jiffies;
 	vm_fault_t fault;
 
-	if (need == HMM_NEED_WRITE) {
-		if (!(vma->vm_flags & VM_WRITE))
+	if (hw->need == HMM_NEED_WRITE) {
+		if (!(hw->vma->vm_flags & VM_WRITE))
 			return -EPERM;
 		flags |= FAULT_FLAG_WRITE;
 	}
 	/* A page that comes and goes must not hold a dying task for good. */
 	if (fatal_signal_pending(current))
 		return -EINTR;
+	if (hw->addr == hw->tried)
+		flags |= FAULT_FLAG_TRIED;
 
-	fault = hmm_handle_fault(vma, addr, flags);
+	fault = hmm_handle_fault(hw->vma, hw->addr, flags);
+	if (unlikely(fault & (VM_FAULT_RETRY | VM_FAULT_COMPLETED)) &&
+	    (flags & FAULT_FLAG_ALLOW_RETRY))
+		return hmm_note_drop(hw, fault, began);
 	return fault & VM_FAULT_ERROR ?
 	       vm_fault_to_errno(fault, FOLL_HWPOISON) : 0;
 }
@@ -698,7 +756,7 @@ static unsigned long hmm_nr_none(const struct hmm_walk *hw, pte_t *ptep)
 {
 	const unsigned long *slot = hmm_slot(hw->range, hw->addr);
 	unsigned long nr = (hw->end - hw->addr) >> PAGE_SHIFT;
-	bool uniform = !(hw->range->pfn_flags_mask & HMM_PFN_REQ_MASK);
+	bool uniform = !hmm_words_ask(hw->range);
 	unsigned long i;
 
 	for (i = 0; i < nr && pte_none(ptep_get_lockless(ptep + i)); i++) {
@@ -769,6 +827,8 @@ static bool hmm_next_in_need(struct hmm_walk *hw)
  * An error counts for the first page of a run only. Behind it, the walk first
  * stores what the faults before the error have brought, and then stops at the
  * page that fails, so that its address is where results end.
+ *
+ * Return: 0, an errno, or HMM_LOCK_DROPPED.
  */
 static int hmm_fault_run(struct hmm_walk *hw)
 {
@@ -780,10 +840,10 @@ static int hmm_fault_run(struct hmm_walk *hw)
 	hw->sure = 0;
 	hw->single = hmm_faults_are_single(hw->vma);
 	do {
-		ret = hmm_fault_page(hw->vma, hw->addr, hw->need);
+		ret = hmm_fault_page(hw);
 	} while (!ret && hmm_next_in_need(hw));
 
-	if (hw->addr != start)
+	if (hw->addr != start && ret != HMM_LOCK_DROPPED)
 		ret = 0;
 	hw->addr = start;
 	return ret;
@@ -794,6 +854,42 @@ static bool hmm_range_is_sane(const struct hmm_range *range)
 	return range && range->notifier && range->notifier->mm &&
 	       range->hmm_pfns && range->start < range->end &&
 	       PAGE_ALIGNED(range->start | range->end);
+}
+
+static struct hmm_walk hmm_walk_of(struct hmm_range *range,
+				   unsigned int fault_flags)
+{
+	return (struct hmm_walk) {
+		.range = range,
+		.may_want = range->default_flags | range->pfn_flags_mask,
+		.fault_flags = FAULT_FLAG_REMOTE | fault_flags,
+		.tried = HMM_NOWHERE,
+		.addr = range->start,
+	};
+}
+
+/*
+ * Walk and fault by turns from hw->addr on, until all is settled or somebody has
+ * dropped mmap_lock, which the caller holds.
+ *
+ * Return: 0, an errno, or HMM_LOCK_DROPPED.
+ */
+static int hmm_mirror(struct hmm_walk *hw)
+{
+	struct mmu_interval_notifier *notifier = hw->range->notifier;
+	int ret = 0;
+
+	mmap_assert_locked(notifier->mm);
+	while (!ret) {
+		if (mmu_interval_check_retry(notifier, hw->range->notifier_seq))
+			return -EBUSY;
+		ret = walk_page_range(notifier->mm, hw->addr, hw->range->end,
+				      &hmm_walk_ops, hw);
+		if (ret != HMM_WALK_STOPPED)
+			break;
+		ret = hmm_fault_run(hw);
+	}
+	return ret;
 }
 
 /**
@@ -839,7 +935,8 @@ static bool hmm_range_is_sane(const struct hmm_range *range)
  *
  * Context: Process context. May sleep. The caller holds the mmap_lock of
  * @range->notifier->mm, for reading at least, and has a reference to the mm.
- * The lock is not dropped; userfaultfd can therefore not be waited for.
+ * The lock is not dropped; userfaultfd can therefore not be waited for, which
+ * is what hmm_range_fault_unlocked_timeout() is for.
  *
  * Return:
  * * 0 - every request is met; ask mmu_interval_read_retry() before use.
@@ -849,36 +946,175 @@ static bool hmm_range_is_sane(const struct hmm_range *range)
  *   aligned, or it is empty.
  * * -EPERM - write access was asked for in a VMA that does not allow it.
  * * -EFAULT - a page was asked for where none can be: no VMA, VM_IO or
- *   VM_PFNMAP or no VM_READ, a mapping without struct page, a fault that the
- *   process would have got SIGBUS or SIGSEGV for.
+ *   VM_PFNMAP or no VM_READ, secret memory, a mapping without struct page, a
+ *   fault that the process would have got SIGBUS or SIGSEGV for, or that a
+ *   monitor of userfaultfd would have to answer.
  * * -EHWPOISON - a page was asked for that the hardware has lost.
  * * -ENOMEM - there was no memory to fault a page in.
  * * -EINTR - the calling task has got a fatal signal while faulting.
  */
 int hmm_range_fault(struct hmm_range *range)
 {
-	struct hmm_walk hw = { .range = range };
-	struct mm_struct *mm;
-	int ret;
+	struct hmm_walk hw;
 
 	if (!hmm_range_is_sane(range))
 		return -EINVAL;
 
-	mm = range->notifier->mm;
-	mmap_assert_locked(mm);
-
-	hw.may_want = range->default_flags | range->pfn_flags_mask;
-	hw.addr = range->start;
-	do {
-		if (mmu_interval_check_retry(range->notifier,
-					     range->notifier_seq))
-			return -EBUSY;
-		ret = walk_page_range(mm, hw.addr, range->end, &hmm_walk_ops,
-				      &hw);
-		if (ret != HMM_WALK_STOPPED)
-			return ret;
-		ret = hmm_fault_run(&hw);
-	} while (!ret);
-	return ret;
+	hw = hmm_walk_of(range, 0);
+	return hmm_mirror(&hw);
 }
 EXPORT_SYMBOL_GPL(hmm_range_fault);
+
+static int hmm_lock(struct mm_struct *mm)
+{
+	if (fatal_signal_pending(current))
+		return -EINTR;
+	return mmap_read_lock_killable(mm);
+}
+
+/*
+ * The range from its first page on, with one sequence. That is begun outside of
+ * mmap_lock: it waits for invalidations to end, some of which want that lock.
+ */
+static int hmm_attempt(struct hmm_walk *hw)
+{
+	struct hmm_range *range = hw->range;
+	struct mm_struct *mm = range->notifier->mm;
+	int ret;
+
+	hw->addr = range->start;
+	range->notifier_seq = mmu_interval_read_begin(range->notifier);
+	do {
+		if (hmm_lock(mm))
+			return -EINTR;
+		ret = hmm_mirror(hw);
+		if (ret != HMM_LOCK_DROPPED)
+			mmap_read_unlock(mm);
+	} while (ret == HMM_LOCK_DROPPED);
+	return ret;
+}
+
+static unsigned long hmm_nr_words(const struct hmm_range *range)
+{
+	return (range->end - range->start) >> PAGE_SHIFT;
+}
+
+/*
+ * What pages ask for, by the words that the caller has set up and that an attempt
+ * overwrites. Other bits of the words are not touched.
+ */
+static void hmm_ask_again(struct hmm_range *range, const unsigned long *asked)
+{
+	unsigned long i, nr = hmm_nr_words(range);
+
+	for (i = 0; i < nr; i++)
+		range->hmm_pfns[i] =
+			(range->hmm_pfns[i] & ~HMM_PFN_REQ_MASK) |
+			(asked[i] & HMM_PFN_REQ_MASK);
+}
+
+/*
+ * Attempts until one is not disturbed. The wait of a fault is not held against
+ * them: a monitor that takes its time, and then lifts a write protection, has
+ * moved the sequence as well.
+ */
+static int hmm_attempt_until(struct hmm_range *range, unsigned long timeout,
+			     const unsigned long *asked)
+{
+	struct hmm_walk hw = hmm_walk_of(range, FAULT_FLAG_ALLOW_RETRY |
+						FAULT_FLAG_KILLABLE);
+	unsigned long began = jiffies;
+	int ret;
+
+	for (;;) {
+		ret = hmm_attempt(&hw);
+		if (ret != -EBUSY)
+			return ret;
+		if (timeout && jiffies - began - hw.waited > timeout)
+			return ret;
+		if (asked)
+			hmm_ask_again(range, asked);
+		cond_resched();
+	}
+}
+
+/**
+ * hmm_range_fault_unlocked_timeout - mirror a range, and see to the locks
+ * @range: what to mirror, and where to put it; see struct hmm_range. Its
+ *	notifier_seq is output here
+ * @timeout: for how many jiffies to go on against invalidations; 0: no limit
+ *
+ * Like hmm_range_fault(), but takes mmap_lock and begins the sequence by itself,
+ * as often as it needs to. Faults may drop the lock and wait, so that memory of
+ * userfaultfd can be mirrored: pages that are missing, protected against writing
+ * or not mapped yet come when their monitor answers.
+ *
+ * What a page asks for by its word holds for all attempts, although words are
+ * overwritten by each.
+ *
+ * After success the caller takes its lock, asks mmu_interval_read_retry() with
+ * @range->notifier_seq, and calls again if that says yes::
+ *
+ *	do {
+ *		if (locked)
+ *			unlock(driver)
+ *		hmm_range_fault_unlocked_timeout(&range, timeout)
+ *		lock(driver)
+ *	} while (mmu_interval_read_retry(range.notifier, range.notifier_seq))
+ *	program the device
+ *	unlock(driver)
+ *
+ * @timeout bounds the attempts, of which there is always one. It does not run
+ * while a fault waits without mmap_lock, and nothing but a fatal signal ends
+ * that wait early. A kernel thread gets none: if it serves many processes, one
+ * of them can stop it by a monitor that never answers. Such a thread calls
+ * hmm_range_fault().
+ *
+ * The mm is held by the call: @range->notifier keeps struct mm_struct, and the
+ * call itself keeps what is in it, from mmget_not_zero() until it returns. The
+ * caller needs a reference only if it uses the mm for something else. The
+ * notifier is the caller's to keep.
+ *
+ * Context: Process context. May sleep, and for long. The caller holds neither
+ * mmap_lock nor any lock that its invalidate() takes or that a monitor of the
+ * memory may need to answer.
+ *
+ * Return:
+ * * 0 - every request is met; ask mmu_interval_read_retry() before use.
+ * * -EBUSY - @timeout jiffies have gone and the range was invalidated each time.
+ * * -EINTR - the calling task has got a fatal signal, before, while it waited
+ *   for mmap_lock, or in a fault.
+ * * -EFAULT - as for hmm_range_fault(); or the process is gone; or a monitor of
+ *   userfaultfd does not want to hear of faults of the kernel.
+ * * -ENOMEM - there was no memory to fault a page in, or for a copy of the words
+ *   where @range->pfn_flags_mask lets them speak.
+ * * -EINVAL, -EPERM, -EHWPOISON - as for hmm_range_fault().
+ */
+int hmm_range_fault_unlocked_timeout(struct hmm_range *range,
+				     unsigned long timeout)
+{
+	unsigned long *asked = NULL;
+	struct mm_struct *mm;
+	int ret = -EFAULT;
+
+	might_sleep();
+	if (!hmm_range_is_sane(range))
+		return -EINVAL;
+
+	if (hmm_words_ask(range)) {
+		asked = kvmemdup(range->hmm_pfns,
+				 hmm_nr_words(range) * sizeof(*asked),
+				 GFP_KERNEL | __GFP_NOWARN);
+		if (!asked)
+			return -ENOMEM;
+	}
+	/* The last one out does not tear down the mm under the caller's locks. */
+	mm = range->notifier->mm;
+	if (mmget_not_zero(mm)) {
+		ret = hmm_attempt_until(range, timeout, asked);
+		mmput_async(mm);
+	}
+	kvfree(asked);
+	return ret;
+}
+EXPORT_SYMBOL_GPL(hmm_range_fault_unlocked_timeout);

@@ -3,7 +3,8 @@
  * Mirror of a process's page tables for a device.
  *
  * A driver describes a piece of address space by a struct hmm_range, gets one
- * word for each of its pages from hmm_range_fault(), and builds the device's
+ * word for each of its pages from hmm_range_fault(), or from
+ * hmm_range_fault_unlocked_timeout(), which sees to mmap_lock, and builds the device's
  * page table from these words. Documentation/mm/hmm.rst is the guide.
  */
 #ifndef LINUX_HMM_H
@@ -21,7 +22,7 @@ struct mmu_interval_notifier;
  *	the range names.
  * @HMM_PFN_WRITE: Out: the device may write as well. Comes with HMM_PFN_VALID.
  * @HMM_PFN_ERROR: Out: no fault can bring a page here: no VMA, a VMA without
- *	struct pages or without read access, a broken page table.
+ *	struct pages or without read access, secret memory, a broken page table.
  * @HMM_PFN_ORDER_SHIFT: Out: lowest bit of the five that hold the order of the
  *	mapping, see hmm_pfn_to_map_order().
  * @HMM_PFN_REQ_FAULT: In: the call succeeds only if it can return HMM_PFN_VALID
@@ -50,7 +51,8 @@ enum hmm_pfn_flags {
  * struct hmm_range - one request to hmm_range_fault()
  *
  * @notifier: subscription to invalidations of an interval that covers the range
- * @notifier_seq: what mmu_interval_read_begin() returned for @notifier
+ * @notifier_seq: what mmu_interval_read_begin() returned for @notifier; set by
+ *	hmm_range_fault_unlocked_timeout()
  * @start: first address, page aligned
  * @end: address behind the last page, page aligned
  * @hmm_pfns: a word for each page, request on the way in, result on the way out
@@ -107,5 +109,7 @@ static inline unsigned int hmm_pfn_to_map_order(unsigned long word)
 }
 
 int hmm_range_fault(struct hmm_range *range);
+int hmm_range_fault_unlocked_timeout(struct hmm_range *range,
+				     unsigned long timeout);
 
 #endif /* LINUX_HMM_H */
