@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Tests of the mirror: its decisions as tables, and hmm_range_fault() on a real
- * mm. Every fault that the mirror takes goes through the fixture, which counts
- * it and can make it fail.
+ * Tests of the mirror: its decisions as tables, and hmm_range_fault(), with
+ * mmap_lock and without, on a real mm. Every fault that the mirror takes goes
+ * through the fixture, which counts it and can make it fail, drop mmap_lock, or
+ * do something else in its place.
  */
 #include <kunit/resource.h>
 #include <kunit/static_stub.h>
@@ -17,6 +18,9 @@
 #include <linux/mutex.h>
 #include <linux/percpu_counter.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/shmem_fs.h>
+#include <linux/sizes.h>
 #include <linux/slab.h>
 
 #include "../hmm_internal.h"
@@ -300,6 +304,14 @@ static void stencil_converts_private_ptes(struct kunit *test)
 
 #define MAP_PAGES	16UL
 
+/* For attempts that nobody disturbs for good. */
+#define PLENTY		(10 * HZ)
+
+/*
+ * @instead: what a fault does if it is not to do what it always does; it may put
+ *	itself out of action. Returns what the fault returns
+ * @meanwhile: what somebody else does when @instead has dropped mmap_lock
+ */
 struct mirror {
 	struct mmu_interval_notifier notifier;
 	/* Held while the sequence moves, as the notifier wants it. */
@@ -312,7 +324,13 @@ struct mirror {
 
 	unsigned int faults;
 	unsigned int write_faults;
+	unsigned int tried_faults;
+	unsigned int flags_of_all;
+	unsigned int flags_of_any;
 	unsigned int invalidations;
+	vm_fault_t (*instead)(struct mirror *m, struct vm_area_struct *vma,
+			      unsigned long addr, unsigned int flags);
+	void (*meanwhile)(struct mirror *m);
 	unsigned long bad_addr;
 	vm_fault_t bad_fault;
 };
@@ -342,8 +360,14 @@ static vm_fault_t mirror_fault(struct vm_area_struct *vma, unsigned long addr,
 	m->faults++;
 	if (flags & FAULT_FLAG_WRITE)
 		m->write_faults++;
+	if (flags & FAULT_FLAG_TRIED)
+		m->tried_faults++;
+	m->flags_of_all &= flags;
+	m->flags_of_any |= flags;
 	if (m->bad_fault && addr == m->bad_addr)
 		return m->bad_fault;
+	if (m->instead)
+		return m->instead(m, vma, addr, flags);
 	return handle_mm_fault(vma, addr, flags, NULL);
 }
 
@@ -352,9 +376,13 @@ static void mirror_unsubscribe(void *notifier)
 	mmu_interval_notifier_remove(notifier);
 }
 
-/* Map @nr_pages at an address that is a multiple of as many, and subscribe. */
-static struct mirror *mirror_map(struct kunit *test, unsigned long nr_pages,
-				 unsigned long prot)
+/*
+ * Map @nr_pages at an address that is a multiple of as many, and subscribe. A
+ * file needs room for twice as many.
+ */
+static struct mirror *mirror_map_file(struct kunit *test, struct file *file,
+				      unsigned long nr_pages,
+				      unsigned long prot)
 {
 	unsigned long size = nr_pages << PAGE_SHIFT;
 	struct mirror *m;
@@ -365,8 +393,8 @@ static struct mirror *mirror_map(struct kunit *test, unsigned long nr_pages,
 	m->words = kunit_kcalloc(test, nr_pages, sizeof(*m->words), GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, m->words);
 
-	addr = kunit_vm_mmap(test, NULL, 0, 2 * size, prot,
-			     MAP_ANONYMOUS | MAP_PRIVATE, 0);
+	addr = kunit_vm_mmap(test, file, 0, 2 * size, prot,
+			     file ? MAP_SHARED : MAP_ANONYMOUS | MAP_PRIVATE, 0);
 	KUNIT_ASSERT_FALSE(test, !addr || IS_ERR_VALUE(addr));
 
 	mutex_init(&m->lock);
@@ -389,6 +417,12 @@ static struct mirror *mirror_map(struct kunit *test, unsigned long nr_pages,
 	test->priv = m;
 	kunit_activate_static_stub(test, hmm_handle_fault, mirror_fault);
 	return m;
+}
+
+static struct mirror *mirror_map(struct kunit *test, unsigned long nr_pages,
+				 unsigned long prot)
+{
+	return mirror_map_file(test, NULL, nr_pages, prot);
 }
 
 /* A mapping that no THP comes to. */
@@ -420,12 +454,29 @@ static int mirror_once(struct mirror *m)
 	return mirror_try(m);
 }
 
-static int mirror_all(struct mirror *m, unsigned long request)
+static void mirror_ask(struct mirror *m, unsigned long request)
 {
 	m->faults = 0;
 	m->write_faults = 0;
+	m->tried_faults = 0;
+	m->flags_of_all = ~0U;
+	m->flags_of_any = 0;
 	m->range.default_flags = request;
+}
+
+static int mirror_all(struct mirror *m, unsigned long request)
+{
+	mirror_ask(m, request);
 	return mirror_once(m);
+}
+
+static int mirror_unlocked(struct mirror *m, unsigned long request,
+			   unsigned long timeout)
+{
+	mirror_ask(m, request);
+	/* The sequence is not the caller's business. */
+	m->range.notifier_seq = 0;
+	return hmm_range_fault_unlocked_timeout(&m->range, timeout);
 }
 
 static unsigned long page_addr(const struct mirror *m, unsigned long nr)
@@ -465,36 +516,188 @@ static void vma_flags_change(struct mirror *m, vm_flags_t set, vm_flags_t clear)
 	mmap_write_unlock(m->mm);
 }
 
-static void bad_arguments_are_einval(struct kunit *test)
+/* A fatal signal, until the end of the test or flush_signals(). */
+static void get_killed(void)
 {
+	spin_lock_irq(&current->sighand->siglock);
+	sigaddset(&current->pending.signal, SIGKILL);
+	set_thread_flag(TIF_SIGPENDING);
+	spin_unlock_irq(&current->sighand->siglock);
+}
+
+/* What each bad input is answered, by both entry points. */
+
+static void unaligned_start(struct mirror *m)
+{
+	m->range.start++;
+}
+
+static void unaligned_end(struct mirror *m)
+{
+	m->range.end--;
+}
+
+static void empty_range(struct mirror *m)
+{
+	m->range.end = m->range.start;
+}
+
+static void turned_round(struct mirror *m)
+{
+	swap(m->range.start, m->range.end);
+}
+
+static void no_words(struct mirror *m)
+{
+	m->range.hmm_pfns = NULL;
+}
+
+static void no_notifier(struct mirror *m)
+{
+	m->range.notifier = NULL;
+}
+
+static void notifier_of_nobody(struct mirror *m)
+{
+	static struct mmu_interval_notifier nobody;
+
+	m->range.notifier = &nobody;
+}
+
+static void nothing_mapped(struct mirror *m)
+{
+	vm_munmap(m->addr, m->nr_pages << PAGE_SHIFT);
+}
+
+static void memory_of_a_device(struct mirror *m)
+{
+	vma_flags_change(m, VM_IO, 0);
+}
+
+static void memory_without_pages(struct mirror *m)
+{
+	vma_flags_change(m, VM_PFNMAP, 0);
+}
+
+static void no_access(struct mirror *m)
+{
+	vma_flags_change(m, 0, VM_READ | VM_WRITE);
+}
+
+static void not_writable(struct mirror *m)
+{
+	vma_flags_change(m, 0, VM_WRITE);
+}
+
+static void fault_ends_in(struct mirror *m, vm_fault_t fault)
+{
+	m->bad_addr = m->addr;
+	m->bad_fault = fault;
+}
+
+static void no_memory(struct mirror *m)
+{
+	fault_ends_in(m, VM_FAULT_OOM);
+}
+
+static void poisoned(struct mirror *m)
+{
+	fault_ends_in(m, VM_FAULT_HWPOISON);
+}
+
+static void poisoned_large(struct mirror *m)
+{
+	fault_ends_in(m, VM_FAULT_HWPOISON_LARGE);
+}
+
+static void sigbus(struct mirror *m)
+{
+	fault_ends_in(m, VM_FAULT_SIGBUS);
+}
+
+static void sigsegv(struct mirror *m)
+{
+	fault_ends_in(m, VM_FAULT_SIGSEGV);
+}
+
+static void being_killed(__always_unused struct mirror *m)
+{
+	get_killed();
+}
+
+struct answer_case {
+	const char *name;
+	void (*make_bad)(struct mirror *m);
+	unsigned long request;
+	int error;
+};
+
+static const struct answer_case answer_cases[] = {
+	{ "start not aligned", unaligned_start, ASK_WRITE, -EINVAL },
+	{ "start not aligned, snapshot", unaligned_start, 0, -EINVAL },
+	{ "end not aligned", unaligned_end, ASK_WRITE, -EINVAL },
+	{ "end not aligned, snapshot", unaligned_end, 0, -EINVAL },
+	{ "empty", empty_range, ASK_WRITE, -EINVAL },
+	{ "end before start", turned_round, ASK_WRITE, -EINVAL },
+	{ "no words", no_words, ASK_WRITE, -EINVAL },
+	{ "no notifier", no_notifier, ASK_WRITE, -EINVAL },
+	{ "notifier without mm", notifier_of_nobody, ASK_WRITE, -EINVAL },
+	{ "no VMA", nothing_mapped, ASK_READ, -EFAULT },
+	{ "no VMA, write", nothing_mapped, ASK_WRITE, -EFAULT },
+	{ "VM_IO", memory_of_a_device, ASK_READ, -EFAULT },
+	{ "VM_PFNMAP", memory_without_pages, ASK_READ, -EFAULT },
+	{ "VM_PFNMAP, write", memory_without_pages, ASK_WRITE, -EFAULT },
+	{ "not readable", no_access, ASK_READ, -EFAULT },
+	{ "not readable, write", no_access, ASK_WRITE, -EFAULT },
+	{ "not writable", not_writable, ASK_WRITE, -EPERM },
+	{ "out of memory", no_memory, ASK_READ, -ENOMEM },
+	{ "hwpoison", poisoned, ASK_READ, -EHWPOISON },
+	{ "hwpoison of a large page", poisoned_large, ASK_WRITE, -EHWPOISON },
+	{ "SIGBUS", sigbus, ASK_READ, -EFAULT },
+	{ "SIGSEGV", sigsegv, ASK_WRITE, -EFAULT },
+	{ "killed", being_killed, ASK_READ, -EINTR },
+};
+
+KUNIT_ARRAY_PARAM_DESC(answer, answer_cases, name);
+
+static void bad_input_has_its_errno(struct kunit *test)
+{
+	const struct answer_case *c = test->param_value;
 	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
-	const struct hmm_range good = m->range;
-	struct mmu_interval_notifier orphan = { };
+	int with_lock, without_lock;
 
 	m->words[0] = 0x55;
-	m->range.start++;
-	KUNIT_EXPECT_EQ(test, mirror_all(m, ASK_WRITE), -EINVAL);
-	m->range = good;
-	m->range.end--;
-	KUNIT_EXPECT_EQ(test, mirror_all(m, ASK_WRITE), -EINVAL);
-	m->range = good;
-	m->range.end = good.start;
-	KUNIT_EXPECT_EQ(test, mirror_all(m, ASK_WRITE), -EINVAL);
-	m->range = good;
-	swap(m->range.start, m->range.end);
-	KUNIT_EXPECT_EQ(test, mirror_all(m, ASK_WRITE), -EINVAL);
-	m->range = good;
-	m->range.hmm_pfns = NULL;
-	KUNIT_EXPECT_EQ(test, mirror_all(m, ASK_WRITE), -EINVAL);
-	m->range = good;
-	m->range.notifier = NULL;
-	KUNIT_EXPECT_EQ(test, mirror_all(m, ASK_WRITE), -EINVAL);
-	m->range.notifier = &orphan;
-	KUNIT_EXPECT_EQ(test, mirror_all(m, ASK_WRITE), -EINVAL);
-	KUNIT_EXPECT_EQ(test, hmm_range_fault(NULL), -EINVAL);
+	m->range.notifier_seq = mmu_interval_read_begin(&m->notifier);
+	c->make_bad(m);
+	mirror_ask(m, c->request);
+	with_lock = mirror_try(m);
+	without_lock = mirror_unlocked(m, c->request, PLENTY);
+	flush_signals(current);
 
+	KUNIT_EXPECT_EQ(test, with_lock, c->error);
+	KUNIT_EXPECT_EQ(test, without_lock, c->error);
 	KUNIT_EXPECT_EQ(test, m->words[0], 0x55);
-	KUNIT_EXPECT_EQ(test, m->faults, 0);
+	KUNIT_EXPECT_EQ(test, anon_pages(m), 0);
+	KUNIT_EXPECT_EQ(test, m->faults, m->bad_fault ? 1 : 0);
+	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(&m->mm->mmap_lock));
+}
+
+static void no_range_is_einval(struct kunit *test)
+{
+	KUNIT_EXPECT_EQ(test, hmm_range_fault(NULL), -EINVAL);
+	KUNIT_EXPECT_EQ(test, hmm_range_fault_unlocked_timeout(NULL, 0), -EINVAL);
+}
+
+/* A snapshot is had without waiting, unless it is for mmap_lock. */
+static void killed_task_may_still_look(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
+
+	get_killed();
+	KUNIT_EXPECT_EQ(test, mirror_all(m, 0), 0);
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, 0, PLENTY), -EINTR);
+	flush_signals(current);
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, 0, PLENTY), 0);
 }
 
 static void hole_snapshot_is_zero(struct kunit *test)
@@ -771,6 +974,397 @@ static void range_may_cross_page_tables(struct kunit *test)
 	}
 }
 
+/* One fault maps what the page cache has around it; it is not asked for again. */
+static void file_faults_bring_their_neighbours(struct kunit *test)
+{
+	unsigned long i, nr = 64, around = SZ_64K / PAGE_SIZE;
+	struct file *file;
+	struct mirror *m;
+
+	file = shmem_kernel_file_setup("hmm_test", 2 * nr << PAGE_SHIFT, 0);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(file));
+	m = mirror_map_file(test, file, nr, PROT_READ | PROT_WRITE);
+	/* The mapping has a reference of its own. */
+	fput(file);
+
+	KUNIT_EXPECT_EQ(test, mirror_all(m, ASK_WRITE), 0);
+	KUNIT_EXPECT_EQ(test, m->write_faults, nr);
+	KUNIT_EXPECT_EQ(test, mirror_all(m, ASK_WRITE), 0);
+	KUNIT_EXPECT_EQ(test, m->faults, 0);
+
+	/* The pages stay in the file. */
+	KUNIT_ASSERT_EQ(test, 0, do_madvise(m->mm, m->addr, nr << PAGE_SHIFT,
+					    MADV_DONTNEED));
+	KUNIT_EXPECT_EQ(test, mirror_all(m, ASK_READ), 0);
+	KUNIT_EXPECT_EQ(test, m->faults, nr / around);
+	for (i = 0; i < nr; i += 7) {
+		KUNIT_EXPECT_TRUE(test, m->words[i] & HMM_PFN_VALID);
+		expect_right_page(test, m, i, m->words[i]);
+	}
+
+	/* Only two pages are wanted, far from each other. */
+	KUNIT_ASSERT_EQ(test, 0, do_madvise(m->mm, m->addr, nr << PAGE_SHIFT,
+					    MADV_DONTNEED));
+	memset(m->words, 0, nr * sizeof(*m->words));
+	m->range.pfn_flags_mask = ASK_WRITE;
+	m->words[3] = ASK_READ;
+	m->words[50] = ASK_READ;
+	KUNIT_EXPECT_EQ(test, mirror_all(m, 0), 0);
+	KUNIT_EXPECT_EQ(test, m->faults, 2);
+	KUNIT_EXPECT_EQ(test, m->words[around], 0);
+	KUNIT_EXPECT_TRUE(test, m->words[3] & HMM_PFN_VALID);
+	KUNIT_EXPECT_TRUE(test, m->words[50] & HMM_PFN_VALID);
+}
+
+/* hmm_range_fault_unlocked_timeout() */
+
+#define MAY_WAIT	(FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_KILLABLE)
+
+static void only_unlocked_faults_may_wait(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
+
+	KUNIT_EXPECT_EQ(test, mirror_all(m, ASK_READ), 0);
+	KUNIT_EXPECT_EQ(test, m->faults, MAP_PAGES);
+	KUNIT_EXPECT_EQ(test, m->flags_of_any, FAULT_FLAG_REMOTE);
+
+	KUNIT_ASSERT_EQ(test, 0, do_madvise(m->mm, m->addr, MAP_PAGES << PAGE_SHIFT,
+					    MADV_DONTNEED));
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_READ, PLENTY), 0);
+	KUNIT_EXPECT_EQ(test, m->faults, MAP_PAGES);
+	KUNIT_EXPECT_EQ(test, m->flags_of_all, FAULT_FLAG_REMOTE | MAY_WAIT);
+	KUNIT_EXPECT_EQ(test, m->flags_of_any, FAULT_FLAG_REMOTE | MAY_WAIT);
+}
+
+static void expect_all_writable(struct kunit *test, struct mirror *m,
+				unsigned long nr)
+{
+	unsigned long i;
+
+	for (i = 0; i < nr; i++) {
+		KUNIT_EXPECT_EQ(test, rights(m->words[i]), WRITABLE);
+		expect_right_page(test, m, i, m->words[i]);
+	}
+	KUNIT_EXPECT_FALSE(test, mmu_interval_read_retry(&m->notifier,
+							 m->range.notifier_seq));
+	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(&m->mm->mmap_lock));
+}
+
+static void unlocked_sees_to_lock_and_sequence(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
+
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, 0), 0);
+	KUNIT_EXPECT_EQ(test, m->write_faults, MAP_PAGES);
+	expect_all_writable(test, m, MAP_PAGES);
+
+	KUNIT_ASSERT_EQ(test, 0, do_madvise(m->mm, m->addr, PAGE_SIZE, MADV_DONTNEED));
+	KUNIT_EXPECT_TRUE(test, mmu_interval_read_retry(&m->notifier,
+							m->range.notifier_seq));
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, 0), 0);
+	KUNIT_EXPECT_EQ(test, m->faults, 1);
+	expect_all_writable(test, m, MAP_PAGES);
+}
+
+/* Breaking COW moves the sequence, which is for the callee to deal with here. */
+static void unlocked_tries_again_after_cow(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
+
+	KUNIT_ASSERT_EQ(test, mirror_all(m, ASK_READ), 0);
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), 0);
+	KUNIT_EXPECT_EQ(test, m->faults, MAP_PAGES);
+	expect_all_writable(test, m, MAP_PAGES);
+}
+
+/* A fault that has to wait: it lets go of the lock, and wants to be repeated. */
+static vm_fault_t wait_at_first(struct mirror *m, struct vm_area_struct *vma,
+				unsigned long addr, unsigned int flags)
+{
+	void (*meanwhile)(struct mirror *m) = m->meanwhile;
+
+	if ((flags & FAULT_FLAG_TRIED) || !(flags & FAULT_FLAG_ALLOW_RETRY))
+		return handle_mm_fault(vma, addr, flags, NULL);
+
+	mmap_read_unlock(vma->vm_mm);
+	m->meanwhile = NULL;
+	if (meanwhile)
+		meanwhile(m);
+	return VM_FAULT_RETRY;
+}
+
+/* One that lets go of the lock when it is done, and need not be repeated. */
+static vm_fault_t complete_and_unlock(struct mirror *m,
+				      struct vm_area_struct *vma,
+				      unsigned long addr, unsigned int flags)
+{
+	struct mm_struct *mm = vma->vm_mm;
+	vm_fault_t fault = handle_mm_fault(vma, addr, flags, NULL);
+
+	if (fault & (VM_FAULT_ERROR | VM_FAULT_RETRY))
+		return fault;
+	mmap_read_unlock(mm);
+	return fault | VM_FAULT_COMPLETED;
+}
+
+static void every_fault_may_drop_the_lock(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
+
+	m->instead = wait_at_first;
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), 0);
+	KUNIT_EXPECT_EQ(test, m->faults, 2 * MAP_PAGES);
+	KUNIT_EXPECT_EQ(test, m->tried_faults, MAP_PAGES);
+	expect_all_writable(test, m, MAP_PAGES);
+}
+
+static void completed_fault_is_not_repeated(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
+
+	m->instead = complete_and_unlock;
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), 0);
+	KUNIT_EXPECT_EQ(test, m->faults, MAP_PAGES);
+	KUNIT_EXPECT_EQ(test, m->tried_faults, 0);
+	expect_all_writable(test, m, MAP_PAGES);
+}
+
+static void unmap_all(struct mirror *m)
+{
+	vm_munmap(m->addr, m->nr_pages << PAGE_SHIFT);
+}
+
+static void drop_first_page(struct mirror *m)
+{
+	do_madvise(m->mm, m->addr, PAGE_SIZE, MADV_DONTNEED);
+}
+
+static void drop_second_page(struct mirror *m)
+{
+	do_madvise(m->mm, page_addr(m, 1), PAGE_SIZE, MADV_DONTNEED);
+}
+
+/* The VMA is another one, or none, when the lock is back. */
+static void vma_is_looked_up_again(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
+
+	m->instead = wait_at_first;
+	m->meanwhile = not_writable;
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), -EPERM);
+	KUNIT_EXPECT_EQ(test, m->faults, 1);
+	vma_flags_change(m, VM_WRITE, 0);
+	m->meanwhile = memory_of_a_device;
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), -EFAULT);
+	KUNIT_EXPECT_EQ(test, m->faults, 1);
+	vma_flags_change(m, 0, VM_IO);
+	m->meanwhile = unmap_all;
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), -EFAULT);
+	KUNIT_EXPECT_EQ(test, m->faults, 1);
+	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(&m->mm->mmap_lock));
+}
+
+/* All pages are there but the one whose fault waits, in the second page table. */
+static struct mirror *mirror_map_but_last(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, 2 * PMD_NR, PROT_READ | PROT_WRITE);
+
+	KUNIT_ASSERT_EQ(test, mirror_all(m, ASK_WRITE), 0);
+	KUNIT_ASSERT_EQ(test, 0, do_madvise(m->mm, page_addr(m, 2 * PMD_NR - 1),
+					    PAGE_SIZE, MADV_DONTNEED));
+	m->instead = wait_at_first;
+	return m;
+}
+
+/* What was stored before the wait is kept, and not looked at twice. */
+static void wait_keeps_results(struct kunit *test)
+{
+	struct mirror *m = mirror_map_but_last(test);
+	unsigned int before = m->invalidations;
+
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), 0);
+	KUNIT_EXPECT_EQ(test, m->faults, 2);
+	KUNIT_EXPECT_EQ(test, m->invalidations, before);
+	expect_all_writable(test, m, 2 * PMD_NR);
+}
+
+/* A page that was settled before the wait has gone in it: it is faulted, alone. */
+static void results_from_before_a_wait_are_not_stale(struct kunit *test)
+{
+	struct mirror *m = mirror_map_but_last(test);
+
+	m->meanwhile = drop_first_page;
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), 0);
+	/* A wait for the last page, then two faults for each of the two. */
+	KUNIT_EXPECT_EQ(test, m->faults, 5);
+	KUNIT_EXPECT_EQ(test, m->tried_faults, 2);
+	expect_all_writable(test, m, 2 * PMD_NR);
+}
+
+/* A result left in the word by the first attempt is no request of the second. */
+static void words_ask_the_same_again(struct kunit *test)
+{
+	struct mirror *m = mirror_map_but_last(test);
+
+	memset(m->words, 0, 2 * PMD_NR * sizeof(*m->words));
+	m->range.pfn_flags_mask = ASK_WRITE;
+	m->words[0] = ASK_WRITE;
+	m->words[2] = ASK_READ;
+	m->words[2 * PMD_NR - 1] = ASK_WRITE;
+	m->meanwhile = drop_second_page;
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, 0, PLENTY), 0);
+	KUNIT_EXPECT_EQ(test, m->faults, 2);
+	KUNIT_EXPECT_EQ(test, rights(m->words[0]), WRITABLE);
+	KUNIT_EXPECT_EQ(test, m->words[1], 0);
+	KUNIT_EXPECT_EQ(test, rights(m->words[2]), WRITABLE);
+	KUNIT_EXPECT_EQ(test, rights(m->words[2 * PMD_NR - 1]), WRITABLE);
+}
+
+static void move_sequence(struct mirror *m)
+{
+	struct mmu_notifier_range range;
+
+	mmu_notifier_range_init(&range, MMU_NOTIFY_CLEAR, 0, m->mm, m->addr,
+				m->addr + PAGE_SIZE);
+	mmu_notifier_invalidate_range_start(&range);
+	mmu_notifier_invalidate_range_end(&range);
+}
+
+/* Whatever a fault brings is taken away at once. */
+static vm_fault_t storm(struct mirror *m,
+			__always_unused struct vm_area_struct *vma,
+			__always_unused unsigned long addr,
+			__always_unused unsigned int flags)
+{
+	move_sequence(m);
+	return 0;
+}
+
+static vm_fault_t storm_and_kill(struct mirror *m,
+				 __always_unused struct vm_area_struct *vma,
+				 __always_unused unsigned long addr,
+				 __always_unused unsigned int flags)
+{
+	move_sequence(m);
+	if (m->faults == 100)
+		get_killed();
+	return 0;
+}
+
+static vm_fault_t storm_for_a_while(struct mirror *m,
+				    struct vm_area_struct *vma,
+				    unsigned long addr, unsigned int flags)
+{
+	if (m->faults == 100)
+		m->instead = NULL;
+	return storm(m, vma, addr, flags);
+}
+
+static void storm_ends_at_the_timeout(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
+	unsigned long timeout = HZ / 10, began = jiffies;
+
+	m->instead = storm;
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, timeout), -EBUSY);
+	KUNIT_EXPECT_GE(test, jiffies - began, timeout);
+	KUNIT_EXPECT_LT(test, jiffies - began, PLENTY);
+	KUNIT_EXPECT_GT(test, m->faults, 1);
+	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(&m->mm->mmap_lock));
+}
+
+static void storm_without_timeout_is_outlasted(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
+
+	m->instead = storm_for_a_while;
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, 0), 0);
+	KUNIT_EXPECT_GE(test, m->faults, 100);
+	expect_all_writable(test, m, MAP_PAGES);
+}
+
+static void storm_without_timeout_ends_when_killed(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
+	int ret;
+
+	m->instead = storm_and_kill;
+	ret = mirror_unlocked(m, ASK_WRITE, 0);
+	flush_signals(current);
+	KUNIT_EXPECT_EQ(test, ret, -EINTR);
+	KUNIT_EXPECT_EQ(test, m->faults, 100);
+	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(&m->mm->mmap_lock));
+}
+
+static void sleep_and_move_sequence(struct mirror *m)
+{
+	schedule_timeout_uninterruptible(HZ / 2);
+	move_sequence(m);
+}
+
+/* A slow monitor is not a storm. */
+static void wait_is_not_part_of_the_timeout(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, 1, PROT_READ | PROT_WRITE);
+
+	m->instead = wait_at_first;
+	m->meanwhile = sleep_and_move_sequence;
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, HZ / 4), 0);
+	expect_all_writable(test, m, 1);
+}
+
+static void get_killed_meanwhile(__always_unused struct mirror *m)
+{
+	get_killed();
+}
+
+static void killed_while_a_fault_waits(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
+	int ret;
+
+	m->instead = wait_at_first;
+	m->meanwhile = get_killed_meanwhile;
+	ret = mirror_unlocked(m, ASK_WRITE, 0);
+	flush_signals(current);
+	KUNIT_EXPECT_EQ(test, ret, -EINTR);
+	KUNIT_EXPECT_EQ(test, m->faults, 1);
+	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(&m->mm->mmap_lock));
+}
+
+/* The notifier keeps the mm_struct, which is not enough. */
+static void process_that_is_gone_is_efault(struct kunit *test)
+{
+	struct mirror *m = kunit_kzalloc(test, sizeof(*m), GFP_KERNEL);
+	unsigned long word = 0x55;
+	struct hmm_range range = {
+		.start = PAGE_SIZE,
+		.end = 2 * PAGE_SIZE,
+		.hmm_pfns = &word,
+	};
+
+	KUNIT_ASSERT_NOT_NULL(test, m);
+	mutex_init(&m->lock);
+	m->mm = mm_alloc();
+	KUNIT_ASSERT_NOT_NULL(test, m->mm);
+	range.notifier = &m->notifier;
+	if (mmu_interval_notifier_insert(&m->notifier, m->mm, 0, range.end,
+					 &mirror_ops)) {
+		mmput(m->mm);
+		KUNIT_FAIL_AND_ABORT(test, "no notifier");
+	}
+	KUNIT_EXPECT_EQ(test, hmm_range_fault_unlocked_timeout(&range, 0), 0);
+	KUNIT_EXPECT_EQ(test, word, HMM_PFN_ERROR);
+
+	word = 0x55;
+	mmput(m->mm);
+	KUNIT_EXPECT_EQ(test, m->invalidations, 1);
+	KUNIT_EXPECT_EQ(test, hmm_range_fault_unlocked_timeout(&range, 0),
+			-EFAULT);
+	KUNIT_EXPECT_EQ(test, word, 0x55);
+	mmu_interval_notifier_remove(&m->notifier);
+}
+
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE
 static struct mirror *mirror_map_thp(struct kunit *test)
 {
@@ -871,7 +1465,9 @@ static struct kunit_case hmm_test_cases[] = {
 	KUNIT_CASE(private_gives_pfn_and_rights),
 	KUNIT_CASE(stencil_converts_private_ptes),
 #endif
-	KUNIT_CASE(bad_arguments_are_einval),
+	KUNIT_CASE_PARAM(bad_input_has_its_errno, answer_gen_params),
+	KUNIT_CASE(no_range_is_einval),
+	KUNIT_CASE(killed_task_may_still_look),
 	KUNIT_CASE(hole_snapshot_is_zero),
 	KUNIT_CASE(write_fault_fills_hole),
 	KUNIT_CASE(read_fault_gives_zero_pages),
@@ -887,6 +1483,22 @@ static struct kunit_case hmm_test_cases[] = {
 	KUNIT_CASE(stale_sequence_is_ebusy),
 	KUNIT_CASE_PARAM(failed_fault_tells_why_and_where, failure_gen_params),
 	KUNIT_CASE(range_may_cross_page_tables),
+	KUNIT_CASE(file_faults_bring_their_neighbours),
+	KUNIT_CASE(only_unlocked_faults_may_wait),
+	KUNIT_CASE(unlocked_sees_to_lock_and_sequence),
+	KUNIT_CASE(unlocked_tries_again_after_cow),
+	KUNIT_CASE(every_fault_may_drop_the_lock),
+	KUNIT_CASE(completed_fault_is_not_repeated),
+	KUNIT_CASE(vma_is_looked_up_again),
+	KUNIT_CASE(wait_keeps_results),
+	KUNIT_CASE(results_from_before_a_wait_are_not_stale),
+	KUNIT_CASE(words_ask_the_same_again),
+	KUNIT_CASE(storm_ends_at_the_timeout),
+	KUNIT_CASE(storm_without_timeout_is_outlasted),
+	KUNIT_CASE(storm_without_timeout_ends_when_killed),
+	KUNIT_CASE(wait_is_not_part_of_the_timeout),
+	KUNIT_CASE(killed_while_a_fault_waits),
+	KUNIT_CASE(process_that_is_gone_is_efault),
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE
 	KUNIT_CASE(thp_is_one_fault),
 	KUNIT_CASE(part_of_a_thp_has_its_order),
