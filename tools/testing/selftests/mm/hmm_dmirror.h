@@ -21,6 +21,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <linux/userfaultfd.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -28,6 +29,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -589,6 +591,88 @@ static inline int dm_snapshot(const struct dm_dev *d, const void *addr, long n,
 			      unsigned char *perm)
 {
 	return dm_op(d, HMM_DMIRROR_SNAPSHOT, addr, n, perm);
+}
+
+/* ---- userfaultfd ---- */
+
+static inline int dm_uffd_open(uint64_t features)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
+	int fd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+
+	if (fd < 0)
+		return -errno;
+	return ioctl(fd, UFFDIO_API, &api) ? -errno : fd;
+}
+
+static inline struct uffdio_range dm_uffd_range(const struct dm_mem *m,
+						long first, long n)
+{
+	return (struct uffdio_range) {
+		.start = (uintptr_t)dm_addr(m, first),
+		.len = n * DM_PAGE,
+	};
+}
+
+static inline int dm_uffd_register(int fd, const struct dm_mem *m, uint64_t mode)
+{
+	struct uffdio_register reg = {
+		.mode = mode,
+		.range = dm_uffd_range(m, 0, m->pages),
+	};
+
+	return ioctl(fd, UFFDIO_REGISTER, &reg) ? -errno : 0;
+}
+
+static inline int dm_uffd_protect(int fd, const struct dm_mem *m, long first,
+				  long n, bool on)
+{
+	struct uffdio_writeprotect wp = {
+		.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
+		.range = dm_uffd_range(m, first, n),
+	};
+
+	return ioctl(fd, UFFDIO_WRITEPROTECT, &wp) ? -errno : 0;
+}
+
+/* Content for pages that are missing, as a monitor would bring it. */
+static inline int dm_uffd_fill(int fd, struct dm_mem *m, long first, long n)
+{
+	struct uffdio_copy copy = {
+		.dst = (uintptr_t)dm_addr(m, first),
+		.len = n * DM_PAGE,
+	};
+	unsigned char *src = malloc(n * DM_PAGE);
+	int err = -ENOMEM;
+	long i;
+
+	if (!src)
+		return err;
+	dm_retag(m, first, n);
+	for (i = 0; i < n; i++)
+		dm_paint(src + i * DM_PAGE, m->tag[first + i]);
+	copy.src = (uintptr_t)src;
+	err = ioctl(fd, UFFDIO_COPY, &copy) ? -errno : 0;
+	free(src);
+	return err;
+}
+
+/* Map what is in the file already. */
+static inline int dm_uffd_continue(int fd, const struct dm_mem *m, long first,
+				   long n)
+{
+	struct uffdio_continue cont = { .range = dm_uffd_range(m, first, n) };
+
+	return ioctl(fd, UFFDIO_CONTINUE, &cont) ? -errno : 0;
+}
+
+/* Who waits for these pages has another look at them. */
+static inline int dm_uffd_wake(int fd, const struct dm_mem *m, long first,
+			       long n)
+{
+	struct uffdio_range range = dm_uffd_range(m, first, n);
+
+	return ioctl(fd, UFFDIO_WAKE, &range) ? -errno : 0;
 }
 
 /* ---- where pages are ---- */

@@ -9,7 +9,6 @@
 
 #include <linux/io_uring.h>
 #include <linux/mempolicy.h>
-#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/mount.h>
@@ -652,69 +651,14 @@ TEST_F(matrix, soft_dirty)
 	EXPECT_ALL_RIGHT();
 }
 
-static int uffd_open(uint64_t features)
-{
-	struct uffdio_api api = { .api = UFFD_API, .features = features };
-	int fd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-
-	if (fd < 0)
-		return -errno;
-	return ioctl(fd, UFFDIO_API, &api) ? -errno : fd;
-}
-
-static int uffd_register(int fd, const struct dm_mem *m, uint64_t mode)
-{
-	struct uffdio_register reg = {
-		.mode = mode,
-		.range.start = (uintptr_t)m->cpu,
-		.range.len = m->pages * DM_PAGE,
-	};
-
-	return ioctl(fd, UFFDIO_REGISTER, &reg) ? -errno : 0;
-}
-
-static int uffd_protect(int fd, const struct dm_mem *m, long first, long n,
-			bool on)
-{
-	struct uffdio_writeprotect wp = {
-		.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
-		.range.start = (uintptr_t)dm_addr(m, first),
-		.range.len = n * DM_PAGE,
-	};
-
-	return ioctl(fd, UFFDIO_WRITEPROTECT, &wp) ? -errno : 0;
-}
-
-/* Content for pages that are missing, as a monitor would bring it. */
-static int uffd_fill(int fd, struct dm_mem *m, long first, long n)
-{
-	struct uffdio_copy copy = {
-		.dst = (uintptr_t)dm_addr(m, first),
-		.len = n * DM_PAGE,
-	};
-	unsigned char *src = malloc(n * DM_PAGE);
-	int err = -ENOMEM;
-	long i;
-
-	if (!src)
-		return err;
-	dm_retag(m, first, n);
-	for (i = 0; i < n; i++)
-		dm_paint(src + i * DM_PAGE, m->tag[first + i]);
-	copy.src = (uintptr_t)src;
-	err = ioctl(fd, UFFDIO_COPY, &copy) ? -errno : 0;
-	free(src);
-	return err;
-}
-
 TEST_F(matrix, uffd_wp)
 {
 	struct dm_mem *m = &self->m;
-	int fd = uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP);
+	int fd = dm_uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP);
 
 	ASSERT_GE(fd, 0);
-	ASSERT_EQ(0, uffd_register(fd, m, UFFDIO_REGISTER_MODE_WP));
-	ASSERT_EQ(0, uffd_protect(fd, m, 0, self->n, true));
+	ASSERT_EQ(0, dm_uffd_register(fd, m, UFFDIO_REGISTER_MODE_WP));
+	ASSERT_EQ(0, dm_uffd_protect(fd, m, 0, self->n, true));
 	EXPECT_EQ(self->n, dm_count_pagemap(m, 0, self->n, DM_PM_UFFD_WP));
 
 	ALL_TO_DEVICE();
@@ -726,7 +670,7 @@ TEST_F(matrix, uffd_wp)
 	EXPECT_EQ(self->n, dm_count_pagemap(m, 0, self->n, DM_PM_UFFD_WP));
 
 	ALL_TO_DEVICE();
-	ASSERT_EQ(0, uffd_protect(fd, m, 0, 70, false));
+	ASSERT_EQ(0, dm_uffd_protect(fd, m, 0, 70, false));
 	EXPECT_EQ(self->n - 70, dm_count_pagemap(m, 0, self->n, DM_PM_UFFD_WP));
 	EXPECT_EQ(0, dm_dev_write(&self->dev, m, 0, 70));
 	dm_cpu_write(m, 60, 10);
@@ -741,17 +685,17 @@ TEST_F(matrix, uffd_wp)
 TEST_F(matrix, uffd_wp_on_device)
 {
 	struct dm_mem *m = &self->m;
-	int fd = uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP);
+	int fd = dm_uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP);
 
 	ASSERT_GE(fd, 0);
-	ASSERT_EQ(0, uffd_register(fd, m, UFFDIO_REGISTER_MODE_WP));
+	ASSERT_EQ(0, dm_uffd_register(fd, m, UFFDIO_REGISTER_MODE_WP));
 	ALL_TO_DEVICE();
-	ASSERT_EQ(0, uffd_protect(fd, m, 0, self->n, true));
+	ASSERT_EQ(0, dm_uffd_protect(fd, m, 0, self->n, true));
 	EXPECT_EQ(self->n, dm_count_pagemap(m, 0, self->n, DM_PM_UFFD_WP));
 	EXPECT_EQ(-EFAULT, dm_dev_write(&self->dev, m, 0, 64));
 	EXPECT_ALL_RIGHT();
 	EXPECT_EQ(self->n, dm_count_pagemap(m, 0, self->n, DM_PM_UFFD_WP));
-	ASSERT_EQ(0, uffd_protect(fd, m, 0, self->n, false));
+	ASSERT_EQ(0, dm_uffd_protect(fd, m, 0, self->n, false));
 	EXPECT_EQ(0, dm_dev_write(&self->dev, m, 0, self->n));
 	EXPECT_ALL_RIGHT();
 	close(fd);
@@ -761,11 +705,11 @@ TEST_F(matrix, uffd_wp_on_device)
 TEST_F(matrix, uffd_missing)
 {
 	struct dm_mem *m = &self->m;
-	int fd = uffd_open(0);
+	int fd = dm_uffd_open(0);
 
 	ASSERT_GE(fd, 0);
 	ASSERT_EQ(0, madvise(dm_addr(m, 40), 60 * DM_PAGE, MADV_DONTNEED));
-	ASSERT_EQ(0, uffd_register(fd, m, UFFDIO_REGISTER_MODE_MISSING));
+	ASSERT_EQ(0, dm_uffd_register(fd, m, UFFDIO_REGISTER_MODE_MISSING));
 
 	EXPECT_EQ(-1000L - EFAULT, dm_dev_wrong(&self->dev, m, 40, 60));
 	EXPECT_EQ(-EFAULT, dm_dev_write(&self->dev, m, 40, 60));
@@ -774,7 +718,7 @@ TEST_F(matrix, uffd_missing)
 	EXPECT_ON_DEVICE(&self->dev, m, 0, 40);
 	EXPECT_ON_DEVICE(&self->dev, m, 100, self->n - 100);
 
-	ASSERT_EQ(0, uffd_fill(fd, m, 40, 60));
+	ASSERT_EQ(0, dm_uffd_fill(fd, m, 40, 60));
 	EXPECT_EQ(0, dm_to_dev(&self->dev, m, 40, 60));
 	EXPECT_ON_DEVICE(&self->dev, m, 0, self->n);
 	EXPECT_EQ(0, dm_dev_write(&self->dev, m, 30, 30));
@@ -2046,16 +1990,16 @@ TEST_F(exclusive, migrate)
 TEST_F(exclusive, uffd_wp)
 {
 	struct dm_mem *m = &self->m;
-	int fd = uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP);
+	int fd = dm_uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP);
 
 	ASSERT_GE(fd, 0);
-	ASSERT_EQ(0, uffd_register(fd, m, UFFDIO_REGISTER_MODE_WP));
+	ASSERT_EQ(0, dm_uffd_register(fd, m, UFFDIO_REGISTER_MODE_WP));
 	TAKE(0, self->n);
-	ASSERT_EQ(0, uffd_protect(fd, m, 0, self->n, true));
+	ASSERT_EQ(0, dm_uffd_protect(fd, m, 0, self->n, true));
 	EXPECT_CPU_SEES(m, 0, self->n);
 	EXPECT_EQ(self->n, dm_count_pagemap(m, 0, self->n, DM_PM_UFFD_WP));
 	EXPECT_EQ(-EFAULT, dm_dev_write(&self->dev, m, 0, 1));
-	ASSERT_EQ(0, uffd_protect(fd, m, 0, self->n, false));
+	ASSERT_EQ(0, dm_uffd_protect(fd, m, 0, self->n, false));
 	dm_cpu_write(m, 0, 20);
 	EXPECT_ALL_RIGHT();
 	close(fd);
