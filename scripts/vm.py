@@ -64,7 +64,8 @@ def make_initrd(base, extra, path):
 
 def command_line(args, *more):
     line = ["console=ttyS0", "panic=-1", "oops=panic", "printk.devkmsg=on",
-            "log_buf_len=4M", f"hugepages={HUGE_PAGES}", *KEPT, *more]
+            "log_buf_len=4M", f"hugepages={HUGE_PAGES}", "hugepagesz=1G", "hugepages=1",
+            *KEPT, *more]
     if args.append:
         line.append(args.append)
     return " ".join(line)

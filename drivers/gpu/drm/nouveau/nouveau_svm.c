@@ -459,7 +459,11 @@ u64 nouveau_svm_place(struct page *page)
 	return NVIF_VMM_PFNMAP_V0_VRAM | addr;
 }
 
-/* Ask the mirror. */
+/*
+ * Ask the mirror. Not hmm_range_fault_unlocked_timeout(), which waits for
+ * userfaultfd: one worker does this for all processes, and nobody can kill it. A
+ * monitor that never answers must not stop the faults of the others.
+ */
 int nouveau_svm_look(struct nouveau_svmm *svmm, struct hmm_range *range)
 {
 	int err;

@@ -451,8 +451,9 @@ TEST_F(contract, c4_mirror_is_never_behind)
 		unsigned long low = __atomic_load_n(&s.done, __ATOMIC_SEQ_CST);
 
 		buf[0] = 0;
-		ASSERT_EQ(0, dm_op(&self->dev, HMM_DMIRROR_READ, s.target, 1,
-				   buf));
+		ASSERT_EQ(0, dm_op(&self->dev, reads % 2 ?
+				   HMM_DMIRROR_READ : HMM_DMIRROR_READ_UNLOCKED,
+				   s.target, 1, buf));
 		ASSERT_LE(low, buf[0]);
 		ASSERT_GE(__atomic_load_n(&s.begun, __ATOMIC_SEQ_CST), buf[0]);
 	}

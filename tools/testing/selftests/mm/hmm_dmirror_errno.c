@@ -23,6 +23,7 @@
 
 #define KERNEL_ADDR	0xffff888000000000ULL
 #define LAST_PAGE	0x00007fffffffe000ULL
+#define VSYSCALL_ADDR	0xffffffffff600000ULL
 
 enum where {
 	GOOD,			/* the memory of the test, all well */
@@ -39,6 +40,8 @@ enum where {
 	HUGETLB,
 	FILE_SHARED,
 	FILE_READ_ONLY,
+	SECRET,			/* memfd_secret(): nor is the kernel to see it */
+	VSYSCALL,		/* code in the kernel's half, and no VMA of ours */
 	NR_WHERE,
 };
 
@@ -49,6 +52,9 @@ enum op {
 	TO_SYS,
 	SNAPSHOT,
 	EXCLUSIVE,
+	NR_COLUMNS,		/* those below answer as READ and WRITE */
+	READ_UNLOCKED = NR_COLUMNS,
+	WRITE_UNLOCKED,
 	NR_OPS,
 };
 
@@ -59,19 +65,33 @@ static const unsigned long op_code[NR_OPS] = {
 	[TO_SYS] = HMM_DMIRROR_MIGRATE_TO_SYS,
 	[SNAPSHOT] = HMM_DMIRROR_SNAPSHOT,
 	[EXCLUSIVE] = HMM_DMIRROR_EXCLUSIVE,
+	[READ_UNLOCKED] = HMM_DMIRROR_READ_UNLOCKED,
+	[WRITE_UNLOCKED] = HMM_DMIRROR_WRITE_UNLOCKED,
 };
 
 static const char * const op_name[NR_OPS] = {
 	"READ", "WRITE", "MIGRATE_TO_DEV", "MIGRATE_TO_SYS", "SNAPSHOT",
-	"EXCLUSIVE",
+	"EXCLUSIVE", "READ_UNLOCKED", "WRITE_UNLOCKED",
 };
 
-/* @err: by operation; 0 where it has to work */
+static enum op column(enum op op)
+{
+	switch (op) {
+	case READ_UNLOCKED:
+		return READ;
+	case WRITE_UNLOCKED:
+		return WRITE;
+	default:
+		return op;
+	}
+}
+
+/* @err: by column; 0 where it has to work */
 struct bad {
 	const char *what;
 	enum where where;
 	unsigned long long npages;
-	int err[NR_OPS];
+	int err[NR_COLUMNS];
 };
 
 #define ALL_OPS(e)	{ e, e, e, e, e, e }
@@ -116,6 +136,10 @@ static const struct bad bad_addresses[] = {
 	{ "shared file", FILE_SHARED, 1, { 0, 0, -ENOENT, 0, 0, -EOPNOTSUPP } },
 	{ "read-only file", FILE_READ_ONLY, 1,
 	  { 0, -EPERM, -ENOENT, 0, 0, -EPERM } },
+	{ "secret memory", SECRET, 1,
+	  { -EFAULT, -EFAULT, -ENOENT, 0, 0, -EOPNOTSUPP } },
+	{ "vsyscall", VSYSCALL, 1,
+	  { -EFAULT, -EFAULT, -EINVAL, -EINVAL, 0, -EFAULT } },
 };
 
 FIXTURE(bad_input)
@@ -157,6 +181,23 @@ static uint64_t special_mapping(const char *name)
 	return start;
 }
 
+/* A page of it that is there. */
+static uint64_t map_secret(void)
+{
+	int fd = syscall(__NR_memfd_secret, O_CLOEXEC);
+	char *p = MAP_FAILED;
+
+	if (fd >= 0 && !ftruncate(fd, DM_PAGE))
+		p = mmap(NULL, DM_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+			 0);
+	if (fd >= 0)
+		close(fd);
+	if (p == MAP_FAILED)
+		return 0;
+	*p = 1;
+	return (uintptr_t)p;
+}
+
 static uint64_t map_at(int prot, int flags, int fd, unsigned long len)
 {
 	void *p = mmap(NULL, len, prot, flags, fd, 0);
@@ -191,6 +232,8 @@ static int make_places(uint64_t *addr, struct dm_mem *m)
 	addr[FILE_SHARED] = map_at(PROT_READ | PROT_WRITE, MAP_SHARED, fd,
 				   DM_PAGE);
 	addr[FILE_READ_ONLY] = map_at(PROT_READ, MAP_SHARED, fd, DM_PAGE);
+	addr[SECRET] = map_secret();
+	addr[VSYSCALL] = VSYSCALL_ADDR;
 	close(fd);
 
 	/* The gap last, or one of the others would be mapped there. */
@@ -257,7 +300,7 @@ static uint64_t start_of(const uint64_t *addr, const struct bad *bad)
 	for (bad = (table); bad < (table) + ARRAY_SIZE(table); bad++) { \
 		int op; \
 		for (op = 0; op < NR_OPS; op++) { \
-			EXPECT_EQ(bad->err[op], \
+			EXPECT_EQ(bad->err[column(op)], \
 				  one_call(&self->dev, op, \
 					   start_of(self->addr, bad), \
 					   bad->npages, \
@@ -284,6 +327,7 @@ TEST_F(bad_input, addresses)
 	ASSERT_NE(0, self->addr[VDSO]);
 	ASSERT_NE(0, self->addr[VVAR]);
 	ASSERT_NE(0, self->addr[FILE_SHARED]);
+	ASSERT_NE(0, self->addr[SECRET]);
 	if (!self->addr[HUGETLB])
 		SKIP(return, "no hugetlb pages: boot with hugepages=");
 	RUN_TABLE(bad_addresses);
@@ -296,7 +340,8 @@ TEST_F(bad_input, addresses)
 TEST_F(bad_input, snapshot_says_error)
 {
 	static const enum where none[] = {
-		NULL_PAGE, IN_KERNEL, UNMAPPED, NO_ACCESS, VVAR,
+		NULL_PAGE, IN_KERNEL, UNMAPPED, NO_ACCESS, VVAR, SECRET,
+		VSYSCALL,
 	};
 	unsigned char perm;
 	unsigned int i;
@@ -445,6 +490,8 @@ TEST_F(bad_input, owner_is_gone)
 	EXPECT_EQ(-EINVAL, err[TO_SYS]);
 	EXPECT_EQ(-EINVAL, err[SNAPSHOT]);
 	EXPECT_EQ(-EINVAL, err[EXCLUSIVE]);
+	EXPECT_EQ(-EFAULT, err[READ_UNLOCKED]);
+	EXPECT_EQ(-EFAULT, err[WRITE_UNLOCKED]);
 	close(gone[0]);
 	close(answer[0]);
 }

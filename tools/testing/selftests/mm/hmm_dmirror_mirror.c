@@ -25,7 +25,7 @@
 #endif
 
 #define SMALL_PAGES	32L
-#define GIANT_PAGES	(1L << 18)
+#define GIANT_PAGES	(512 * DM_PER_HUGE)
 
 /* What a CPU's fault would bring with one page of a file. */
 #define AROUND		16L
