@@ -37,6 +37,7 @@
 #include <linux/pagemap.h>
 #include <linux/pagevec.h>
 #include <linux/rmap.h>
+#include <linux/secretmem.h>
 #include <linux/slab.h>
 #include <linux/swap.h>
 
@@ -215,14 +216,20 @@ static bool is_fault_page(struct page *page)
 	return is_device_private_page(page) && PageLocked(page);
 }
 
+/* Memory that can be copied, and is not bound to where it is. */
+static bool is_movable_vma(struct vm_area_struct *vma)
+{
+	return !is_vm_hugetlb_page(vma) && !vma_is_dax(vma) &&
+	       !vma_is_secretmem(vma) && !(vma->vm_flags & VM_SPECIAL);
+}
+
 static int check_vma_args(const struct migrate_vma *args)
 {
 	const struct vm_area_struct *vma = args->vma;
 
 	if (!vma || !args->src || !args->dst || !selects_something(args))
 		return -EINVAL;
-	if (is_vm_hugetlb_page(args->vma) || vma_is_dax(vma) ||
-	    (vma->vm_flags & VM_SPECIAL))
+	if (!is_movable_vma(args->vma))
 		return -EINVAL;
 	if (!PAGE_ALIGNED(args->start) || !PAGE_ALIGNED(args->end) ||
 	    args->start >= args->end)
@@ -261,7 +268,7 @@ static int check_vma_args(const struct migrate_vma *args)
  * %MMU_NOTIFY_MIGRATE and ->pgmap_owner.
  * Return: 0, even if no page can migrate, or -EINVAL, with nothing done: an
  * argument is missing; the range is empty, not page-aligned or not inside the
- * VMA; the VMA is of hugetlb, DAX or special pages; nothing is selected;
+ * VMA; the VMA is of hugetlb, DAX, secret or special pages; nothing is selected;
  * ->fault_page is not a locked device-private page.
  */
 int migrate_vma_setup(struct migrate_vma *args)

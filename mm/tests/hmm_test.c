@@ -667,8 +667,8 @@ static void bad_input_has_its_errno(struct kunit *test)
 	int with_lock, without_lock;
 
 	m->words[0] = 0x55;
-	m->range.notifier_seq = mmu_interval_read_begin(&m->notifier);
 	c->make_bad(m);
+	m->range.notifier_seq = mmu_interval_read_begin(&m->notifier);
 	mirror_ask(m, c->request);
 	with_lock = mirror_try(m);
 	without_lock = mirror_unlocked(m, c->request, PLENTY);

@@ -137,7 +137,7 @@ static const struct bad bad_addresses[] = {
 	{ "read-only file", FILE_READ_ONLY, 1,
 	  { 0, -EPERM, -ENOENT, 0, 0, -EPERM } },
 	{ "secret memory", SECRET, 1,
-	  { -EFAULT, -EFAULT, -ENOENT, 0, 0, -EOPNOTSUPP } },
+	  { -EFAULT, -EFAULT, -EINVAL, -EINVAL, 0, -EOPNOTSUPP } },
 	{ "vsyscall", VSYSCALL, 1,
 	  { -EFAULT, -EFAULT, -EINVAL, -EINVAL, 0, -EFAULT } },
 };
