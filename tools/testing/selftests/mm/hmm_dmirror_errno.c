@@ -86,6 +86,12 @@ static enum op column(enum op op)
 	}
 }
 
+/* EXCLUSIVE last: what it got before it failed can be written to. */
+static enum op in_order(int nth)
+{
+	return (nth + NR_COLUMNS) % NR_OPS;
+}
+
 /* @err: by column; 0 where it has to work */
 struct bad {
 	const char *what;
@@ -298,8 +304,9 @@ static uint64_t start_of(const uint64_t *addr, const struct bad *bad)
 #define RUN_TABLE(table) do { \
 	const struct bad *bad; \
 	for (bad = (table); bad < (table) + ARRAY_SIZE(table); bad++) { \
-		int op; \
-		for (op = 0; op < NR_OPS; op++) { \
+		int nth; \
+		for (nth = 0; nth < NR_OPS; nth++) { \
+			enum op op = in_order(nth); \
 			EXPECT_EQ(bad->err[column(op)], \
 				  one_call(&self->dev, op, \
 					   start_of(self->addr, bad), \
