@@ -25,9 +25,8 @@ MEMORY_MB = 6144
 HUGE_PAGES = 16
 
 # 512 MB of RAM at 4 GB are taken from the kernel and become the memory of the
-# two coherent devices; one KUnit test has it before them. What follows is a disk
-# of persistent memory.
-KEPT = ["memmap=512M$0x100000000", "memmap=64M!0x120000000",
+# two coherent devices; one KUnit test has it before them.
+KEPT = ["memmap=512M$0x100000000",
         "spm_addr_dev0=0x100000000", "spm_addr_dev1=0x110000000",
         "memremap_test.spare=0x100000000"]
 

@@ -290,50 +290,6 @@ TEST_F(count, shmem_huge_page)
 	close(fd);
 }
 
-#define PMEM_DISK	"/dev/pmem0"
-
-/* A nameless file whose pages are persistent memory, mapped as they are. */
-static int dax_file(void)
-{
-	char dir[] = "/tmp/hmm_dmirror.XXXXXX";
-	int fd = -1;
-
-	if (system("mke2fs -F -b 4096 " PMEM_DISK " >/dev/null 2>&1") ||
-	    !mkdtemp(dir))
-		return -1;
-	if (!mount(PMEM_DISK, dir, "ext4", 0, "dax=always")) {
-		fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-		umount2(dir, MNT_DETACH);
-	}
-	rmdir(dir);
-	return fd;
-}
-
-TEST_F(count, fsdax)
-{
-	unsigned char page[DM_PAGE];
-	struct dm_mem m;
-	int fd;
-
-	if (access(PMEM_DISK, F_OK))
-		SKIP(return, "no " PMEM_DISK ": boot with memmap=64M!0x120000000");
-	fd = dax_file();
-	ASSERT_LE(0, fd);
-	ASSERT_EQ(0, map_file(&m, fd, SMALL_PAGES));
-	EXPECT_FAULTS(SMALL_PAGES, &m, 0, SMALL_PAGES);
-	EXPECT_EQ(DM_ALL_RIGHT, dm_copy_wrong(&m, 0, SMALL_PAGES,
-					      self->buf.cpu));
-	EXPECT_EQ(0, dm_dev_write(&self->dev, &m, 3, 5));
-	EXPECT_IN_RAM(&self->dev, &m, 0, SMALL_PAGES);
-	EXPECT_BOTH_SEE(&self->dev, &m, 0, SMALL_PAGES);
-	/* No copy of it: the device has written to the file. */
-	ASSERT_EQ((ssize_t)DM_PAGE, pread(fd, page, DM_PAGE, 4 * DM_PAGE));
-	EXPECT_TRUE(dm_page_is(page, m.tag[4]));
-	EXPECT_EQ(-EINVAL, dm_to_dev(&self->dev, &m, 0, SMALL_PAGES));
-	dm_free(&m);
-	close(fd);
-}
-
 /* The fault brings it back to RAM. */
 TEST_F(count, other_device_has_it)
 {
@@ -411,9 +367,11 @@ static void *monitor_run(void *arg)
 	long page;
 
 	while ((page = next_fault(mon->fd, mon->stop[0], mon->m, &flags)) >= 0) {
-		int err = monitor_answer(mon, flags, page / mon->unit * mon->unit);
+		int err;
 
+		/* Before the one who waits goes on and looks. */
 		mon->answers++;
+		err = monitor_answer(mon, flags, page / mon->unit * mon->unit);
 		if (err)
 			mon->failed = err;
 	}
@@ -679,7 +637,7 @@ TEST_F(monitored, rights_go_while_the_device_waits)
 /* A monitor that wakes and wakes, and brings nothing for a while. */
 static bool wake_only(struct monitor *mon)
 {
-	if (mon->answers < 5)
+	if (mon->answers < 6)
 		mon->before = wake_only;
 	return false;
 }
