@@ -648,16 +648,15 @@ static int dmirror_migrate_to_sys(struct dmirror *dm,
 	return migrate_errno(err);
 }
 
-static int dmirror_migrate_to_dev(struct dmirror *dm,
-				  struct hmm_dmirror_cmd *cmd,
-				  struct dmirror_scratch *scratch)
+static int dmirror_to_dev(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
+			  struct dmirror_scratch *scratch,
+			  typeof(hmm_devmem_migrate_to_device) *move)
 {
 	unsigned long end = cmd->addr + (cmd->npages << PAGE_SHIFT);
 	struct hmm_devmem_result result = { };
 	int err;
 
-	err = hmm_devmem_migrate_to_device(dm->device->devmem, dm->notifier.mm,
-					   cmd->addr, end, &result);
+	err = move(dm->device->devmem, dm->notifier.mm, cmd->addr, end, &result);
 	if (err)
 		return migrate_errno(err);
 	/* What counts is what the device has now. */
@@ -665,6 +664,20 @@ static int dmirror_migrate_to_dev(struct dmirror *dm,
 	if (err)
 		return err;
 	return dmirror_copy_out(dm, cmd, false, scratch);
+}
+
+static int dmirror_migrate_to_dev(struct dmirror *dm,
+				  struct hmm_dmirror_cmd *cmd,
+				  struct dmirror_scratch *scratch)
+{
+	return dmirror_to_dev(dm, cmd, scratch, hmm_devmem_migrate_to_device);
+}
+
+static int dmirror_fault_to_dev(struct dmirror *dm,
+				struct hmm_dmirror_cmd *cmd,
+				struct dmirror_scratch *scratch)
+{
+	return dmirror_to_dev(dm, cmd, scratch, hmm_devmem_fault_to_device);
 }
 
 /* --- Exclusive access ---------------------------------------------------- */
@@ -777,6 +790,7 @@ static const struct dmirror_op {
 	[_IOC_NR(HMM_DMIRROR_CHECK_EXCLUSIVE)]	= { dmirror_check_exclusive, -EINVAL },
 	[_IOC_NR(HMM_DMIRROR_READ_UNLOCKED)]	= { dmirror_read, -EFAULT, 0, true },
 	[_IOC_NR(HMM_DMIRROR_WRITE_UNLOCKED)]	= { dmirror_write, -EFAULT, 0, true },
+	[_IOC_NR(HMM_DMIRROR_FAULT_TO_DEV)]	= { dmirror_fault_to_dev, -EINVAL, PAGE_SIZE },
 };
 
 static int check_cmd(const struct hmm_dmirror_cmd *cmd)

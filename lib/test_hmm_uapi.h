@@ -51,6 +51,9 @@ struct hmm_dmirror_cmd {
 #define HMM_DMIRROR_READ_UNLOCKED	HMM_DMIRROR_IOC(0x09)
 #define HMM_DMIRROR_WRITE_UNLOCKED	HMM_DMIRROR_IOC(0x0a)
 
+/* As MIGRATE_TO_DEV, and what is swapped out or shared is faulted in first. */
+#define HMM_DMIRROR_FAULT_TO_DEV	HMM_DMIRROR_IOC(0x21)
+
 /* The next large folio that is needed, on either side, is not to be had. Once. */
 #define HMM_DMIRROR_FLAG_FAIL_ALLOC	0x1ULL
 

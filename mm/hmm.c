@@ -92,6 +92,7 @@
 
 #include "hmm_internal.h"
 #include "internal.h"
+#include "migrate_device.h"
 
 /*
  * Neither 0 nor an errno. The first one is handed through by walk_page_range()
@@ -99,6 +100,9 @@
  */
 #define HMM_WALK_STOPPED	1
 #define HMM_LOCK_DROPPED	2
+
+/* How often a walk that is to collect stops at one page. */
+#define HMM_MAX_TRIES		10
 
 /* Where no page begins. */
 #define HMM_NOWHERE		ULONG_MAX
@@ -115,6 +119,9 @@
  * @addr: first page of that run, in need; every page before it is settled
  * @end: end of that run
  * @need: need of the page at @addr
+ * @migrate: what can move is collected once all needs are met, or NULL
+ * @last: where such a walk has stopped last
+ * @tries: how often it has stopped there
  *
  * While that run is worked off, @addr is the page to fault, and
  *
@@ -132,6 +139,9 @@ struct hmm_walk {
 	unsigned long addr;
 	unsigned long end;
 	enum hmm_need need;
+	struct migrate_vma *migrate;
+	unsigned long last;
+	unsigned int tries;
 
 	pmd_t *pmdp;
 	bool single;
@@ -374,6 +384,27 @@ static enum hmm_need hmm_pte_need(unsigned long request, unsigned long entry,
 	return need;
 }
 
+/* A device gets zeroes for this without a page of them in RAM first. */
+static bool hmm_pte_moves_as_hole(const struct hmm_walk *hw,
+				  struct vm_area_struct *vma, pte_t pte)
+{
+	return hw->migrate && vma_is_anonymous(vma) &&
+	       (pte_none(pte) ||
+		(pte_present(pte) && is_zero_pfn(pte_pfn(pte))));
+}
+
+static enum hmm_need hmm_pte_walk_need(const struct hmm_walk *hw,
+				       struct vm_area_struct *vma,
+				       unsigned long word, unsigned long entry,
+				       pte_t pte)
+{
+	enum hmm_need need;
+
+	need = hmm_pte_need(hmm_request(hw->range, word), entry, pte);
+	return need && hmm_pte_moves_as_hole(hw, vma, pte) ? HMM_NEED_NOTHING :
+							     need;
+}
+
 /* A stencil for device-private PTEs like @pte, good for the range of its page. */
 static struct hmm_stencil hmm_adopt_private(pte_t pte)
 {
@@ -548,8 +579,8 @@ static int hmm_walk_table(struct mm_walk *walk, pmd_t *pmdp, unsigned long addr,
 		if (unlikely(hmm_need(hw->may_want, entry))) {
 			enum hmm_need need;
 
-			need = hmm_pte_need(hmm_request(hw->range, *slot),
-					    entry, pte);
+			need = hmm_pte_walk_need(hw, walk->vma, *slot, entry,
+						 pte);
 			if (need) {
 				ret = hmm_stop(walk, addr, end, need);
 				break;
@@ -582,16 +613,35 @@ static unsigned long hmm_classify_pmd(pmd_t pmd)
 	return hmm_entry_of_pmd(pmd);
 }
 
+static bool hmm_holes_move(const struct mm_walk *walk)
+{
+	const struct hmm_walk *hw = walk->private;
+
+	return hw->migrate && vma_is_anonymous(walk->vma);
+}
+
+/* Content with nothing. */
+static int hmm_skip(struct mm_walk *walk, unsigned long addr, unsigned long end)
+{
+	struct hmm_walk *hw = walk->private;
+
+	hmm_fill(hmm_slot(hw->range, addr), (end - addr) >> PAGE_SHIFT, 0);
+	return 0;
+}
+
 /*
  * The PMD is read once, and everything is decided by that value: a THP that is
  * being split or collapsed meanwhile is the notifier's concern.
  */
-static int hmm_walk_pmd(pmd_t *pmdp, unsigned long addr, unsigned long end,
+static int hmm_read_pmd(pmd_t *pmdp, unsigned long addr, unsigned long end,
 			struct mm_walk *walk)
 {
 	pmd_t pmd = pmdp_get_lockless(pmdp);
 	unsigned long entry;
 
+	if (unlikely(hmm_holes_move(walk)) &&
+	    (pmd_none(pmd) || is_huge_zero_pmd(pmd)))
+		return hmm_skip(walk, addr, end);
 	if (!pmd_none(pmd) && pmd_present(pmd) && !hmm_pmd_is_leaf(pmd) &&
 	    likely(!pmd_bad(pmd))) {
 		cond_resched();
@@ -601,6 +651,22 @@ static int hmm_walk_pmd(pmd_t *pmdp, unsigned long addr, unsigned long end,
 	entry = hmm_entry_after(hmm_classify_pmd(pmd),
 				(addr & ~PMD_MASK) >> PAGE_SHIFT);
 	return hmm_emit(walk, addr, end, entry);
+}
+
+/*
+ * A range that is to be collected has no PMD but this one. All of its pages are
+ * collected at the end, not those since the walk last stopped: before that, no
+ * fault might wait for a folio that the walk has locked.
+ */
+static int hmm_walk_pmd(pmd_t *pmdp, unsigned long addr, unsigned long end,
+			struct mm_walk *walk)
+{
+	struct hmm_walk *hw = walk->private;
+	int ret = hmm_read_pmd(pmdp, addr, end, walk);
+
+	if (unlikely(hw->migrate) && !ret && walk->action != ACTION_AGAIN)
+		migrate_vma_collect_pmd(hw->migrate, pmdp);
+	return ret;
 }
 
 /* A PUD that is no leaf is left to hmm_walk_pmd(), a leaf must not be split. */
@@ -636,7 +702,16 @@ static int hmm_walk_hugetlb(pte_t *ptep, unsigned long hmask,
 static int hmm_walk_hole(unsigned long addr, unsigned long end,
 			 __always_unused int depth, struct mm_walk *walk)
 {
-	return hmm_emit(walk, addr, end, walk->vma ? 0 : HMM_PFN_ERROR);
+	struct hmm_walk *hw = walk->private;
+	int ret;
+
+	if (unlikely(hmm_holes_move(walk)))
+		ret = hmm_skip(walk, addr, end);
+	else
+		ret = hmm_emit(walk, addr, end, walk->vma ? 0 : HMM_PFN_ERROR);
+	if (unlikely(hw->migrate) && !ret)
+		migrate_vma_collect_pmd(hw->migrate, NULL);
+	return ret;
 }
 
 /*
@@ -773,7 +848,7 @@ static enum hmm_need hmm_peek(const struct hmm_walk *hw, pte_t pte)
 	unsigned long entry = hmm_classify_pte(hw->range, hw->vma, hw->addr,
 					       pte);
 
-	return hmm_pte_need(hmm_request(hw->range, word), entry, pte);
+	return hmm_pte_walk_need(hw, hw->vma, word, entry, pte);
 }
 
 /*
@@ -795,7 +870,7 @@ static bool hmm_look_for_need(struct hmm_walk *hw, pmd_t *pmdp)
 		if (hw->need)
 			break;
 	}
-	if (hw->need && hw->single)
+	if (hw->need && hw->single && !hw->migrate)
 		hw->sure = hmm_nr_none(hw, ptep);
 	pte_unmap(table);
 	return hw->need == HMM_NEED_READ || hw->need == HMM_NEED_WRITE;
@@ -868,29 +943,156 @@ static struct hmm_walk hmm_walk_of(struct hmm_range *range,
 	};
 }
 
+/* A migration that wants no mirror has no notifier. */
+static bool hmm_is_outdated(const struct hmm_range *range)
+{
+	return range->notifier &&
+	       mmu_interval_check_retry(range->notifier, range->notifier_seq);
+}
+
+/* A function of its own for tests, which count walks. */
+VISIBLE_IF_KUNIT int hmm_walk_range(struct mm_struct *mm, unsigned long start,
+				    unsigned long end, struct hmm_walk *hw)
+{
+	KUNIT_STATIC_STUB_REDIRECT(hmm_walk_range, mm, start, end, hw);
+
+	return walk_page_range(mm, start, end, &hmm_walk_ops, hw);
+}
+
+/*
+ * A migration may have no sequence that ends it, and meet another one that takes
+ * the page away each time.
+ */
+static bool hmm_is_stuck(struct hmm_walk *hw)
+{
+	if (!hw->migrate)
+		return false;
+	if (hw->addr != hw->last) {
+		hw->last = hw->addr;
+		hw->tries = 0;
+	}
+	return hw->tries++ == HMM_MAX_TRIES;
+}
+
 /*
  * Walk and fault by turns from hw->addr on, until all is settled or somebody has
  * dropped mmap_lock, which the caller holds.
  *
  * Return: 0, an errno, or HMM_LOCK_DROPPED.
  */
-static int hmm_mirror(struct hmm_walk *hw)
+static int hmm_mirror(struct hmm_walk *hw, struct mm_struct *mm)
 {
-	struct mmu_interval_notifier *notifier = hw->range->notifier;
 	int ret = 0;
 
-	mmap_assert_locked(notifier->mm);
+	mmap_assert_locked(mm);
 	while (!ret) {
-		if (mmu_interval_check_retry(notifier, hw->range->notifier_seq))
+		if (hmm_is_outdated(hw->range))
 			return -EBUSY;
-		ret = walk_page_range(notifier->mm, hw->addr, hw->range->end,
-				      &hmm_walk_ops, hw);
+		ret = hmm_walk_range(mm, hw->addr, hw->range->end, hw);
 		if (ret != HMM_WALK_STOPPED)
 			break;
+		if (hmm_is_stuck(hw))
+			return -EBUSY;
 		ret = hmm_fault_run(hw);
 	}
 	return ret;
 }
+
+static bool hmm_is_to_migrate(const struct hmm_range *range)
+{
+	return range->default_flags & HMM_PFN_REQ_MIGRATE;
+}
+
+#ifdef CONFIG_DEVICE_MIGRATION
+
+/*
+ * The migration is of the same range, and a walk can do it. All of it is asked
+ * for, so that no part is passed over and left as the caller had it.
+ */
+static bool hmm_may_collect(const struct hmm_range *range)
+{
+	const struct migrate_vma *migrate = range->migrate;
+
+	return migrate && (range->default_flags & HMM_PFN_REQ_FAULT) &&
+	       migrate->start == range->start && migrate->end == range->end &&
+	       (migrate->flags & MIGRATE_VMA_FAULT) &&
+	       range->hmm_pfns != migrate->src &&
+	       range->hmm_pfns != migrate->dst && !migrate_vma_check(migrate) &&
+	       migrate->vma->vm_mm == range->notifier->mm;
+}
+
+/* Pages that are on their way are not there any more. */
+static void hmm_forget_collected(struct hmm_range *range)
+{
+	const struct migrate_vma *migrate = range->migrate;
+	unsigned long i, nr;
+
+	for (i = 0; i < migrate->npages; i += nr) {
+		nr = 1;
+		if (!(migrate->src[i] & MIGRATE_PFN_MIGRATE))
+			continue;
+		nr = migrate_pfn_nr(migrate->src[i]);
+		memset_l(range->hmm_pfns + i, 0, nr);
+	}
+}
+
+/* No walk comes to its end without having collected, and npages says so. */
+static int hmm_collect(struct hmm_walk *hw, struct migrate_vma *migrate)
+{
+	int ret;
+
+	hw->migrate = migrate;
+	migrate->npages = 0;
+	ret = hmm_mirror(hw, migrate->vma->vm_mm);
+	if (ret)
+		return ret;
+	if (WARN_ON_ONCE(!migrate->npages))
+		return -EFAULT;
+	migrate_vma_unmap(migrate);
+	return 0;
+}
+
+static int hmm_mirror_and_collect(struct hmm_walk *hw)
+{
+	struct hmm_range *range = hw->range;
+	int ret;
+
+	if (!hmm_may_collect(range))
+		return -EINVAL;
+	ret = hmm_collect(hw, range->migrate);
+	if (!ret)
+		hmm_forget_collected(range);
+	return ret;
+}
+
+/*
+ * migrate_vma_setup() with MIGRATE_VMA_FAULT. Its src entries are written by
+ * collect, and are free for the mirror's words before.
+ */
+int hmm_fault_and_collect(struct migrate_vma *migrate)
+{
+	bool write = migrate->vma->vm_flags & VM_WRITE;
+	struct hmm_range range = {
+		.start = migrate->start,
+		.end = migrate->end,
+		.hmm_pfns = migrate->src,
+		.default_flags = HMM_PFN_REQ_FAULT |
+				 (write ? HMM_PFN_REQ_WRITE : 0),
+		.dev_private_owner = migrate->pgmap_owner,
+	};
+	struct hmm_walk hw = hmm_walk_of(&range, 0);
+
+	return hmm_collect(&hw, migrate);
+}
+
+#else
+
+static int hmm_mirror_and_collect(struct hmm_walk *hw)
+{
+	return -EINVAL;
+}
+
+#endif /* CONFIG_DEVICE_MIGRATION */
 
 /**
  * hmm_range_fault - mirror a range of a process's address space
@@ -928,6 +1130,15 @@ static int hmm_mirror(struct hmm_walk *hw)
  * mmu_interval_read_retry() until the lock is dropped, and what the device was
  * told is good until the next invalidate().
  *
+ * With HMM_PFN_REQ_MIGRATE, pages that can move are collected on the way, as by
+ * migrate_vma_setup() with @range->migrate, and migrate_vma_pages() and
+ * migrate_vma_finalize() have to follow on success. A hole is not faulted in
+ * then, and all faults are over before the first page is locked: that is why the
+ * range has to be within what one PMD maps. Words of pages on their way are 0,
+ * whatever was asked for them. Collecting is an invalidation of its own, so the
+ * words of pages that stay are outdated, too: call again for the mirror, which
+ * will find all pages there.
+ *
  * Should the call fail, words of pages before the one it failed at are results
  * already, and that one and all behind it are still the request. A caller that
  * tries again must set up all words anew where @range->pfn_flags_mask lets them
@@ -943,7 +1154,9 @@ static int hmm_mirror(struct hmm_walk *hw)
  * * -EBUSY - the range was invalidated since @range->notifier_seq was taken.
  *   Drop mmap_lock and begin again with a new sequence.
  * * -EINVAL - @range or a pointer in it is missing, its ends are not page
- *   aligned, or it is empty.
+ *   aligned, or it is empty; or HMM_PFN_REQ_MIGRATE comes without
+ *   HMM_PFN_REQ_FAULT, or with @range->migrate that is not of this range, has no
+ *   MIGRATE_VMA_FAULT, or is not what migrate_vma_setup() would take.
  * * -EPERM - write access was asked for in a VMA that does not allow it.
  * * -EFAULT - a page was asked for where none can be: no VMA, VM_IO or
  *   VM_PFNMAP or no VM_READ, secret memory, a mapping without struct page, a
@@ -961,7 +1174,9 @@ int hmm_range_fault(struct hmm_range *range)
 		return -EINVAL;
 
 	hw = hmm_walk_of(range, 0);
-	return hmm_mirror(&hw);
+	if (hmm_is_to_migrate(range))
+		return hmm_mirror_and_collect(&hw);
+	return hmm_mirror(&hw, range->notifier->mm);
 }
 EXPORT_SYMBOL_GPL(hmm_range_fault);
 
@@ -983,11 +1198,12 @@ static int hmm_attempt(struct hmm_walk *hw)
 	int ret;
 
 	hw->addr = range->start;
+	hw->tried = HMM_NOWHERE;
 	range->notifier_seq = mmu_interval_read_begin(range->notifier);
 	do {
 		if (hmm_lock(mm))
 			return -EINTR;
-		ret = hmm_mirror(hw);
+		ret = hmm_mirror(hw, mm);
 		if (ret != HMM_LOCK_DROPPED)
 			mmap_read_unlock(mm);
 	} while (ret == HMM_LOCK_DROPPED);
@@ -1098,7 +1314,8 @@ int hmm_range_fault_unlocked_timeout(struct hmm_range *range,
 	int ret = -EFAULT;
 
 	might_sleep();
-	if (!hmm_range_is_sane(range))
+	/* A migration goes on after this, under the mmap_lock of now. */
+	if (!hmm_range_is_sane(range) || hmm_is_to_migrate(range))
 		return -EINVAL;
 
 	if (hmm_words_ask(range)) {

@@ -1243,8 +1243,8 @@ EXPORT_SYMBOL_GPL(hmm_devmem_shrink);
 
 /* Moves a part: what is in one page table, and VMA. Sets *@next behind it. */
 static int migrate_part(struct hmm_devmem *devmem, struct mm_struct *mm,
-			unsigned long start, unsigned long end, bool to_device,
-			struct hmm_devmem_scratch *scratch,
+			unsigned long start, unsigned long end,
+			unsigned long flags, struct hmm_devmem_scratch *scratch,
 			struct hmm_devmem_result *result, unsigned long *next)
 {
 	struct migrate_vma args = {
@@ -1252,9 +1252,7 @@ static int migrate_part(struct hmm_devmem *devmem, struct mm_struct *mm,
 		.src = scratch->src,
 		.dst = scratch->dst,
 		.pgmap_owner = devmem,
-		.flags = MIGRATE_VMA_SELECT_COMPOUND |
-			 (to_device ? MIGRATE_VMA_SELECT_SYSTEM :
-				      select_flag(devmem)),
+		.flags = MIGRATE_VMA_SELECT_COMPOUND | flags,
 	};
 	struct move m = move_of(devmem, scratch, result);
 	int err;
@@ -1265,7 +1263,7 @@ static int migrate_part(struct hmm_devmem *devmem, struct mm_struct *mm,
 	/* Not into the next page table: what a PMD maps moves whole. */
 	args.end = pmd_addr_end(start, min3(end, args.vma->vm_end,
 					    start + BATCH * PAGE_SIZE));
-	m.to_device = to_device;
+	m.to_device = flags & MIGRATE_VMA_SELECT_SYSTEM;
 	m.vma = args.vma;
 	m.start = start;
 	m.gfp = GFP_HIGHUSER_MOVABLE | __GFP_NOWARN;
@@ -1283,8 +1281,8 @@ static int migrate_part(struct hmm_devmem *devmem, struct mm_struct *mm,
 }
 
 static int migrate_range(struct hmm_devmem *devmem, struct mm_struct *mm,
-			 unsigned long start, unsigned long end, bool to_device,
-			 struct hmm_devmem_result *result)
+			 unsigned long start, unsigned long end,
+			 unsigned long flags, struct hmm_devmem_result *result)
 {
 	struct hmm_devmem_scratch *scratch;
 	int err = 0;
@@ -1302,10 +1300,10 @@ static int migrate_range(struct hmm_devmem *devmem, struct mm_struct *mm,
 		err = -ENODEV;
 		if (READ_ONCE(devmem->going))
 			break;
-		if (to_device)
+		if (flags & MIGRATE_VMA_SELECT_SYSTEM)
 			make_room(devmem, min((end - start) >> PAGE_SHIFT, BATCH));
 		mmap_read_lock(mm);
-		err = migrate_part(devmem, mm, start, end, to_device, scratch,
+		err = migrate_part(devmem, mm, start, end, flags, scratch,
 				   result, &start);
 		mmap_read_unlock(mm);
 	}
@@ -1340,9 +1338,41 @@ int hmm_devmem_migrate_to_device(struct hmm_devmem *devmem,
 				 unsigned long end,
 				 struct hmm_devmem_result *result)
 {
-	return migrate_range(devmem, mm, start, end, true, result);
+	return migrate_range(devmem, mm, start, end, MIGRATE_VMA_SELECT_SYSTEM,
+			     result);
 }
 EXPORT_SYMBOL_GPL(hmm_devmem_migrate_to_device);
+
+/**
+ * hmm_devmem_fault_to_device() - have a range of a process on the device
+ * @devmem: the pool
+ * @mm: address space; the caller has a reference of its users
+ * @start: address of the first page
+ * @end: address behind the last page
+ * @result: what became of the pages
+ *
+ * As hmm_devmem_migrate_to_device(), but pages that are swapped out, or that a
+ * write would copy, do not stay for that: they are faulted in on the way. A
+ * monitor of userfaultfd is not asked.
+ *
+ * Context: Process context. Takes mmap_lock. Sleeps.
+ *
+ * Return: As hmm_devmem_migrate_to_device(), or, with what came before moved,
+ *
+ * * -EFAULT - a page cannot be had, as the process would find out by a signal
+ * * -EHWPOISON - the hardware has lost a page
+ * * -EOPNOTSUPP - the kernel has no mirror, which does the faults
+ */
+int hmm_devmem_fault_to_device(struct hmm_devmem *devmem,
+			       struct mm_struct *mm, unsigned long start,
+			       unsigned long end,
+			       struct hmm_devmem_result *result)
+{
+	return migrate_range(devmem, mm, start, end,
+			     MIGRATE_VMA_SELECT_SYSTEM | MIGRATE_VMA_FAULT,
+			     result);
+}
+EXPORT_SYMBOL_GPL(hmm_devmem_fault_to_device);
 
 /**
  * hmm_devmem_migrate_to_ram() - move a range of a process out of the device
@@ -1360,7 +1390,8 @@ int hmm_devmem_migrate_to_ram(struct hmm_devmem *devmem, struct mm_struct *mm,
 			      unsigned long start, unsigned long end,
 			      struct hmm_devmem_result *result)
 {
-	return migrate_range(devmem, mm, start, end, false, result);
+	return migrate_range(devmem, mm, start, end, select_flag(devmem),
+			     result);
 }
 EXPORT_SYMBOL_GPL(hmm_devmem_migrate_to_ram);
 

@@ -153,6 +153,9 @@ struct hmm_stencil hmm_stencil_of_pte(pte_t pte, u64 lo, u64 hi);
 struct hmm_stencil hmm_stencil_of_private(pte_t pte, u64 lo, u64 hi);
 vm_fault_t hmm_handle_fault(struct vm_area_struct *vma, unsigned long addr,
 			    unsigned int flags);
+struct hmm_walk;
+int hmm_walk_range(struct mm_struct *mm, unsigned long start,
+		   unsigned long end, struct hmm_walk *hw);
 #endif
 
 #endif /* _MM_HMM_INTERNAL_H */

@@ -223,7 +223,34 @@ static bool is_movable_vma(struct vm_area_struct *vma)
 	       !vma_is_secretmem(vma) && !(vma->vm_flags & VM_SPECIAL);
 }
 
-static int check_vma_args(const struct migrate_vma *args)
+/*
+ * Do faults help? Only anonymous pages move, and of a shared mapping they make
+ * none, nor do faults for reading of a file.
+ */
+static bool is_faulted(const struct migrate_vma *args)
+{
+	vm_flags_t flags = args->vma->vm_flags;
+
+	return (args->flags & MIGRATE_VMA_FAULT) &&
+	       (vma_is_anonymous(args->vma) ||
+		(flags & (VM_WRITE | VM_MAYSHARE)) == VM_WRITE);
+}
+
+/* The walk that faults goes over one page table, before it locks anything. */
+static bool can_fault(const struct migrate_vma *args)
+{
+	return (args->flags & MIGRATE_VMA_SELECT_SYSTEM) && !args->fault_page &&
+	       pmd_addr_end(args->start, args->end) == args->end;
+}
+
+/**
+ * migrate_vma_check() - may a migration begin with these arguments?
+ * @args: as of migrate_vma_setup()
+ *
+ * Context: Process context, caller holds mmap_lock.
+ * Return: 0, or -EINVAL.
+ */
+int migrate_vma_check(const struct migrate_vma *args)
 {
 	const struct vm_area_struct *vma = args->vma;
 
@@ -238,7 +265,27 @@ static int check_vma_args(const struct migrate_vma *args)
 		return -EINVAL;
 	if (args->fault_page && !is_fault_page(args->fault_page))
 		return -EINVAL;
+	if ((args->flags & MIGRATE_VMA_FAULT) && !can_fault(args))
+		return -EINVAL;
 	return 0;
+}
+
+/**
+ * migrate_vma_unmap() - after collect: unmap what others map, too
+ * @args: the migration
+ *
+ * Context: Process context, caller holds mmap_lock. May sleep.
+ */
+void migrate_vma_unmap(struct migrate_vma *args)
+{
+	if (!args->cpages)
+		return;
+	args->cpages = unmap_folios(&(struct migration) {
+		.vma = args,
+		.src = args->src,
+		.npages = args->npages,
+		.fault_page = args->fault_page,
+	});
 }
 
 /**
@@ -258,6 +305,15 @@ static int check_vma_args(const struct migrate_vma *args)
  *   The driver may put a page there, whose content has to be zeroes.
  * * neither: the page stays; migrate_pfn_to_stay() says why.
  *
+ * With %MIGRATE_VMA_FAULT among the flags, pages that are swapped out, and those
+ * that a write would copy, are faulted in by the same walk, for writing if the
+ * VMA allows it; holes and the zero page are not, as they need no page to come
+ * from. All faults are over before the first page is locked, which is why the
+ * range has to be within what one PMD maps. A fault may call migrate_to_ram() of
+ * any driver, the caller's own too, and wait for any folio: the caller holds
+ * nothing that these want, and has no other migration under way. Mappings whose
+ * pages cannot move are not faulted.
+ *
  * For each page that it wants to move the driver puts a locked, referenced page
  * into dst, by migrate_pfn(), copies, and goes on with migrate_vma_pages() and
  * migrate_vma_finalize(). It may leave any dst entry 0. After a return of 0
@@ -269,24 +325,25 @@ static int check_vma_args(const struct migrate_vma *args)
  * Return: 0, even if no page can migrate, or -EINVAL, with nothing done: an
  * argument is missing; the range is empty, not page-aligned or not inside the
  * VMA; the VMA is of hugetlb, DAX, secret or special pages; nothing is selected;
- * ->fault_page is not a locked device-private page.
+ * ->fault_page is not a locked device-private page; %MIGRATE_VMA_FAULT goes with
+ * a range in more than one page table, with ->fault_page, or without
+ * %MIGRATE_VMA_SELECT_SYSTEM. With %MIGRATE_VMA_FAULT also, and with nothing
+ * locked, what a fault can end in, as of hmm_range_fault(): -EFAULT, -ENOMEM,
+ * -EHWPOISON, -EINTR; -EBUSY if a page is gone again after each of its faults;
+ * and -EOPNOTSUPP if the kernel has no mirror.
  */
 int migrate_vma_setup(struct migrate_vma *args)
 {
-	int err = check_vma_args(args);
+	int err = migrate_vma_check(args);
 
 	if (err)
 		return err;
 
 	mmap_assert_locked(args->vma->vm_mm);
+	if (is_faulted(args))
+		return hmm_fault_and_collect(args);
 	migrate_vma_collect(args);
-	if (args->cpages)
-		args->cpages = unmap_folios(&(struct migration) {
-			.vma = args,
-			.src = args->src,
-			.npages = args->npages,
-			.fault_page = args->fault_page,
-		});
+	migrate_vma_unmap(args);
 	return 0;
 }
 EXPORT_SYMBOL_GPL(migrate_vma_setup);

@@ -68,8 +68,21 @@ static inline bool migrate_lock_is_ours(const struct folio *folio,
 
 /* migrate_device_collect.c */
 void migrate_vma_collect(struct migrate_vma *migrate);
+void migrate_vma_collect_pmd(struct migrate_vma *migrate, pmd_t *pmdp);
+
+/* hmm.c, whose walk has pages faulted in before they are collected */
+#ifdef CONFIG_HMM_MIRROR
+int hmm_fault_and_collect(struct migrate_vma *migrate);
+#else
+static inline int hmm_fault_and_collect(struct migrate_vma *migrate)
+{
+	return -EOPNOTSUPP;
+}
+#endif
 
 /* migrate_device.c */
+int migrate_vma_check(const struct migrate_vma *args);
+void migrate_vma_unmap(struct migrate_vma *args);
 bool migrate_may_become(struct folio *src, struct folio *dst);
 
 /* migrate_device_large.c */
@@ -99,6 +112,14 @@ static inline unsigned long migrate_nr(unsigned long src, unsigned long dst)
 }
 
 #else
+
+struct migrate_vma;
+
+/* The mirror, where there is nothing to migrate to. */
+static inline void migrate_vma_collect_pmd(struct migrate_vma *migrate,
+					   pmd_t *pmdp)
+{
+}
 
 /* Nobody could have put a page there. */
 static inline vm_fault_t device_private_fault(struct vm_fault *vmf,

@@ -859,36 +859,41 @@ out_unlock:
 	return why != MIGRATE_STAY_UNSELECTED;
 }
 
-static int collect_pmd(pmd_t *pmdp, unsigned long addr, unsigned long end,
-		       struct mm_walk *walk)
+/* What one PMD maps, or a part of it. */
+static void collect_range(struct collect *c, pmd_t *pmdp, unsigned long addr,
+			  unsigned long end)
 {
-	struct collect *c = walk->private;
-
 	while (addr < end) {
 		pmd_t pmd = pmdp_get_lockless(pmdp);
 
 		if (pmd_none(pmd)) {
 			fill_hole(c->migrate, addr, end);
-			return 0;
+			return;
 		}
 		if (pmd_trans_huge(pmd)) {
 			if (collect_huge(c, pmdp, addr, end) == HUGE_DONE)
-				return 0;
+				return;
 			continue;
 		}
 		if (!pmd_present(pmd)) {
 			/* A migration entry: somebody else moves the whole. */
 			fill_entries(c->migrate, addr, end,
 				     migrate_pfn_stay(MIGRATE_STAY_LOCKED));
-			return 0;
+			return;
 		}
 		if (collect_device_table(c, pmdp, addr, end))
-			return 0;
+			return;
 
 		addr = collect_table(c, pmdp, addr, end);
 		if (c->to_split)
 			split_in_the_way(c);
 	}
+}
+
+static int collect_pmd(pmd_t *pmdp, unsigned long addr, unsigned long end,
+		       struct mm_walk *walk)
+{
+	collect_range(walk->private, pmdp, addr, end);
 	return 0;
 }
 
@@ -907,6 +912,19 @@ static const struct mm_walk_ops collect_ops = {
 	.walk_lock = PGWALK_RDLOCK,
 };
 
+/* The owner tells a driver that its own device pages stay valid. */
+static void collect_begin(struct migrate_vma *migrate,
+			  struct mmu_notifier_range *range)
+{
+	mmap_assert_locked(migrate->vma->vm_mm);
+	migrate->cpages = 0;
+	migrate->npages = (migrate->end - migrate->start) >> PAGE_SHIFT;
+	mmu_notifier_range_init_owner(range, MMU_NOTIFY_MIGRATE, 0,
+				      migrate->vma->vm_mm, migrate->start,
+				      migrate->end, migrate->pgmap_owner);
+	mmu_notifier_invalidate_range_start(range);
+}
+
 /**
  * migrate_vma_collect() - lock and unmap what is selected in a range
  * @migrate: checked arguments; src, dst, cpages and npages are filled in
@@ -922,17 +940,28 @@ void migrate_vma_collect(struct migrate_vma *migrate)
 	struct collect c = { .migrate = migrate };
 	struct mmu_notifier_range range;
 
-	mmap_assert_locked(migrate->vma->vm_mm);
-
-	migrate->cpages = 0;
-	migrate->npages = (migrate->end - migrate->start) >> PAGE_SHIFT;
-
-	/* The owner tells a driver that its own device pages stay valid. */
-	mmu_notifier_range_init_owner(&range, MMU_NOTIFY_MIGRATE, 0,
-				      migrate->vma->vm_mm, migrate->start,
-				      migrate->end, migrate->pgmap_owner);
-	mmu_notifier_invalidate_range_start(&range);
+	collect_begin(migrate, &range);
 	walk_page_range_vma(migrate->vma, migrate->start, migrate->end,
 			    &collect_ops, &c);
+	mmu_notifier_invalidate_range_end(&range);
+}
+
+/**
+ * migrate_vma_collect_pmd() - migrate_vma_collect() in somebody else's walk
+ * @migrate: the same, but that its range is within what one PMD maps
+ * @pmdp: that PMD, or NULL if there is none
+ *
+ * Context: Process context, caller holds mmap_lock. May sleep.
+ */
+void migrate_vma_collect_pmd(struct migrate_vma *migrate, pmd_t *pmdp)
+{
+	struct collect c = { .migrate = migrate };
+	struct mmu_notifier_range range;
+
+	collect_begin(migrate, &range);
+	if (pmdp)
+		collect_range(&c, pmdp, migrate->start, migrate->end);
+	else
+		fill_hole(migrate, migrate->start, migrate->end);
 	mmu_notifier_invalidate_range_end(&range);
 }

@@ -12,6 +12,7 @@
 
 #include <linux/mm.h>
 
+struct migrate_vma;
 struct mmu_interval_notifier;
 
 /**
@@ -29,6 +30,9 @@ struct mmu_interval_notifier;
  *	here, faulting the page in where that is what it takes.
  * @HMM_PFN_REQ_WRITE: In: the same for HMM_PFN_WRITE. It has a meaning only
  *	next to HMM_PFN_REQ_FAULT.
+ * @HMM_PFN_REQ_MIGRATE: In, among the default flags only, and next to
+ *	HMM_PFN_REQ_FAULT: pages that can move are collected for hmm_range.migrate.
+ *	Has the value of HMM_PFN_ERROR.
  * @HMM_PFN_FLAGS: All bits that are not pfn.
  *
  * A word of 0 asks for nothing on the way in. On the way out it stands for a
@@ -45,6 +49,7 @@ enum hmm_pfn_flags {
 
 	HMM_PFN_REQ_WRITE	= HMM_PFN_WRITE,
 	HMM_PFN_REQ_FAULT	= HMM_PFN_VALID,
+	HMM_PFN_REQ_MIGRATE	= HMM_PFN_ERROR,
 };
 
 /**
@@ -61,6 +66,7 @@ enum hmm_pfn_flags {
  *	own page; with 0 the words need not be initialised
  * @dev_private_owner: owner of the device-private pages that the device can
  *	reach where they are; the others count as absent, and so do all if NULL
+ * @migrate: with HMM_PFN_REQ_MIGRATE, arguments of a migration of this range
  */
 struct hmm_range {
 	struct mmu_interval_notifier *notifier;
@@ -69,6 +75,7 @@ struct hmm_range {
 	unsigned long *hmm_pfns;
 	unsigned long default_flags, pfn_flags_mask;
 	void *dev_private_owner;
+	struct migrate_vma *migrate;
 };
 
 /*

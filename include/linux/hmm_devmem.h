@@ -185,6 +185,10 @@ int hmm_devmem_migrate_to_device(struct hmm_devmem *devmem,
 				 struct mm_struct *mm, unsigned long start,
 				 unsigned long end,
 				 struct hmm_devmem_result *result);
+int hmm_devmem_fault_to_device(struct hmm_devmem *devmem,
+			       struct mm_struct *mm, unsigned long start,
+			       unsigned long end,
+			       struct hmm_devmem_result *result);
 int hmm_devmem_migrate_to_ram(struct hmm_devmem *devmem, struct mm_struct *mm,
 			      unsigned long start, unsigned long end,
 			      struct hmm_devmem_result *result);

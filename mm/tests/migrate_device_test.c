@@ -3,18 +3,26 @@
  * Device migration on a real address space, with a device of a few pages whose
  * memory is simulated: zone_device_data is a RAM page with the content.
  */
+#include <kunit/static_stub.h>
 #include <kunit/test.h>
+#include <kunit/test-bug.h>
 #include <linux/highmem.h>
+#include <linux/hmm.h>
 #include <linux/ioport.h>
 #include <linux/memremap.h>
 #include <linux/migrate.h>
 #include <linux/migrate_device.h>
 #include <linux/mman.h>
 #include <linux/mm.h>
+#include <linux/mmu_notifier.h>
 #include <linux/pagemap.h>
+#include <linux/pagewalk.h>
+#include <linux/shmem_fs.h>
 #include <linux/slab.h>
 #include <linux/swap.h>
 #include <linux/uaccess.h>
+
+#include "../hmm_internal.h"
 
 #define NPAGES		32
 #define DEVICE_SIZE	SUBSECTION_SIZE
@@ -26,12 +34,18 @@
  * @next_free: device pages are handed out once, in order
  * @freed: how often page_free was called
  * @faults: how often migrate_to_ram was called
+ * @walks: how often the mirror began to walk
+ * @mirror_faults: how many faults it caused
+ * @fault_result: what these return instead, if not 0
  */
 struct mock {
 	unsigned long buf;
 	unsigned long next_free;
 	atomic_t freed;
 	int faults;
+	int walks;
+	int mirror_faults;
+	vm_fault_t fault_result;
 
 	/* private: */
 	struct kunit *test;
@@ -106,15 +120,25 @@ static const struct dev_pagemap_ops mock_ops = {
 	.migrate_to_ram = mock_migrate_to_ram,
 };
 
+/* So aligned, they are in one page table. */
+static unsigned long map_buf(struct kunit *test, struct file *file)
+{
+	unsigned long size = NPAGES * PAGE_SIZE;
+	unsigned long addr = kunit_vm_mmap(test, file, 0, 2 * size,
+					   PROT_READ | PROT_WRITE, file ?
+					   MAP_PRIVATE :
+					   MAP_ANONYMOUS | MAP_PRIVATE, 0);
+
+	KUNIT_ASSERT_NE(test, addr, 0UL);
+	return ALIGN(addr, size);
+}
+
 static int mock_init(struct kunit *test)
 {
 	struct mock *mock = kunit_kzalloc(test, sizeof(*mock), GFP_KERNEL);
 
 	KUNIT_ASSERT_NOT_NULL(test, mock);
-	mock->buf = kunit_vm_mmap(test, NULL, 0, NPAGES * PAGE_SIZE,
-				  PROT_READ | PROT_WRITE,
-				  MAP_ANONYMOUS | MAP_PRIVATE, 0);
-	KUNIT_ASSERT_NE(test, mock->buf, 0UL);
+	mock->buf = map_buf(test, NULL);
 
 	mock->res = request_free_mem_region(&iomem_resource, DEVICE_SIZE,
 					    "migrate_device_test");
@@ -456,6 +480,11 @@ static void low(struct migrate_vma *a) { a->start = a->vma->vm_start - PAGE_SIZE
 static void high(struct migrate_vma *a) { a->end = a->vma->vm_end + PAGE_SIZE; }
 static void ram_fault(struct migrate_vma *a) { a->fault_page = ZERO_PAGE(0); }
 
+static void fault_from_device(struct migrate_vma *a)
+{
+	a->flags = MIGRATE_VMA_SELECT_DEVICE_PRIVATE | MIGRATE_VMA_FAULT;
+}
+
 static const struct bad_args bad_args[] = {
 	{ "no VMA", no_vma },
 	{ "no src", no_src },
@@ -468,6 +497,7 @@ static const struct bad_args bad_args[] = {
 	{ "start before VMA", low },
 	{ "end behind VMA", high },
 	{ "fault_page in RAM", ram_fault },
+	{ "fault of device pages", fault_from_device },
 };
 
 KUNIT_ARRAY_PARAM_DESC(bad_args, bad_args, what);
@@ -525,6 +555,303 @@ static void device_range_refuses(struct kunit *test)
 	__free_page(ram);
 }
 
+/* ---- fault and collect in one walk ---- */
+
+static vm_fault_t count_fault(struct vm_area_struct *vma, unsigned long addr,
+			      unsigned int flags)
+{
+	struct mock *mock = kunit_get_current_test()->priv;
+
+	mock->mirror_faults++;
+	if (mock->fault_result)
+		return mock->fault_result;
+	return handle_mm_fault(vma, addr, flags, NULL);
+}
+
+/* The address of the real one, which count_walk() stands for. */
+static int count_walk(struct mm_struct *mm, unsigned long start,
+		      unsigned long end, struct hmm_walk *hw)
+{
+	struct kunit *test = kunit_get_current_test();
+	struct mock *mock = test->priv;
+	int ret;
+
+	mock->walks++;
+	kunit_deactivate_static_stub(test, hmm_walk_range);
+	ret = hmm_walk_range(mm, start, end, hw);
+	kunit_activate_static_stub(test, hmm_walk_range, count_walk);
+	return ret;
+}
+
+static void count_from_now(struct mock *mock)
+{
+	mock->walks = 0;
+	mock->mirror_faults = 0;
+	kunit_activate_static_stub(mock->test, hmm_handle_fault, count_fault);
+	kunit_activate_static_stub(mock->test, hmm_walk_range, count_walk);
+}
+
+/* Have what is collected moved, and return how many pages did. */
+static unsigned int finish(struct mock *mock)
+{
+	unsigned int i, moved = 0;
+
+	copy_to_device(mock);
+	migrate_vma_pages(&mock->args);
+	for (i = 0; i < NPAGES; i++)
+		moved += !!(mock->src[i] & MIGRATE_PFN_MIGRATE);
+	migrate_vma_finalize(&mock->args);
+	return moved;
+}
+
+static unsigned int fault_to_device(struct mock *mock)
+{
+	unsigned int moved;
+
+	count_from_now(mock);
+	mmap_read_lock(current->mm);
+	mock_args(mock, MIGRATE_VMA_SELECT_SYSTEM | MIGRATE_VMA_FAULT);
+	KUNIT_EXPECT_EQ(mock->test, migrate_vma_setup(&mock->args), 0);
+	moved = finish(mock);
+	mmap_read_unlock(current->mm);
+	return moved;
+}
+
+static void present_pages_need_no_fault(struct kunit *test)
+{
+	struct mock *mock = test->priv;
+
+	write_pattern(mock);
+	KUNIT_EXPECT_EQ(test, fault_to_device(mock), NPAGES);
+	KUNIT_EXPECT_EQ(test, mock->walks, 1);
+	KUNIT_EXPECT_EQ(test, mock->mirror_faults, 0);
+	expect_pattern(mock);
+}
+
+static void holes_need_no_fault(struct kunit *test)
+{
+	struct mock *mock = test->priv;
+	unsigned long word, i;
+
+	for (i = 0; i < NPAGES; i += 3)
+		KUNIT_ASSERT_EQ(test, put_user(pattern(i), page_word(mock, i)), 0);
+	/* And some have the zero page. */
+	for (i = 1; i < NPAGES; i += 3)
+		KUNIT_ASSERT_EQ(test, get_user(word, page_word(mock, i)), 0);
+	lru_add_drain_all();
+	KUNIT_EXPECT_EQ(test, fault_to_device(mock), NPAGES);
+	KUNIT_EXPECT_EQ(test, mock->walks, 1);
+	KUNIT_EXPECT_EQ(test, mock->mirror_faults, 0);
+	for (i = 0; i < NPAGES; i++) {
+		KUNIT_ASSERT_EQ(test, get_user(word, page_word(mock, i)), 0);
+		KUNIT_EXPECT_EQ(test, word, i % 3 ? 0 : pattern(i));
+	}
+}
+
+static void untouched_range_needs_no_fault(struct kunit *test)
+{
+	struct mock *mock = test->priv;
+
+	KUNIT_EXPECT_EQ(test, fault_to_device(mock), NPAGES);
+	KUNIT_EXPECT_EQ(test, mock->walks, 1);
+	KUNIT_EXPECT_EQ(test, mock->mirror_faults, 0);
+}
+
+static unsigned long map_file(struct kunit *test)
+{
+	struct file *file = shmem_kernel_file_setup("migrate_device_test",
+						    2 * NPAGES * PAGE_SIZE, 0);
+	unsigned long addr;
+
+	KUNIT_ASSERT_FALSE(test, IS_ERR(file));
+	addr = map_buf(test, file);
+	fput(file);
+	return addr;
+}
+
+/* Of a private mapping of a file, only copies can go: one fault each. */
+static void pages_of_files_are_copied_first(struct kunit *test)
+{
+	struct mock *mock = test->priv;
+	unsigned long word, i, anon = mock->buf;
+
+	mock->buf = map_file(test);
+	/* Half of them are there to read. */
+	for (i = 0; i < NPAGES; i += 2)
+		KUNIT_ASSERT_EQ(test, get_user(word, page_word(mock, i)), 0);
+	KUNIT_EXPECT_EQ(test, fault_to_device(mock), NPAGES);
+	KUNIT_EXPECT_EQ(test, mock->walks, 2);
+	KUNIT_EXPECT_EQ(test, mock->mirror_faults, NPAGES);
+	for (i = 0; i < NPAGES; i++) {
+		KUNIT_ASSERT_EQ(test, get_user(word, page_word(mock, i)), 0);
+		KUNIT_EXPECT_EQ(test, word, 0UL);
+	}
+	mock->buf = anon;
+}
+
+static void failed_fault_takes_nothing(struct kunit *test)
+{
+	struct mock *mock = test->priv;
+	unsigned long anon = mock->buf;
+
+	mock->buf = map_file(test);
+	KUNIT_ASSERT_EQ(test, put_user(1UL, page_word(mock, 0)), 0);
+	count_from_now(mock);
+	mock->fault_result = VM_FAULT_OOM;
+	mmap_read_lock(current->mm);
+	mock_args(mock, MIGRATE_VMA_SELECT_SYSTEM | MIGRATE_VMA_FAULT);
+	KUNIT_EXPECT_EQ(test, migrate_vma_setup(&mock->args), -ENOMEM);
+	mmap_read_unlock(current->mm);
+	mock->fault_result = 0;
+	/* Nobody has it locked. */
+	KUNIT_EXPECT_EQ(test, put_user(2UL, page_word(mock, 0)), 0);
+	mock->buf = anon;
+}
+
+/* The mirror's own entry point, with its words and its sequence. */
+struct watch {
+	struct mmu_interval_notifier notifier;
+	unsigned long words[NPAGES];
+	struct hmm_range range;
+};
+
+static bool watch_invalidate(struct mmu_interval_notifier *notifier,
+			     const struct mmu_notifier_range *range,
+			     unsigned long seq)
+{
+	mmu_interval_set_seq(notifier, seq);
+	return true;
+}
+
+static const struct mmu_interval_notifier_ops watch_ops = {
+	.invalidate = watch_invalidate,
+};
+
+static void watch_end(void *notifier)
+{
+	mmu_interval_notifier_remove(notifier);
+}
+
+static struct watch *watch_begin(struct mock *mock)
+{
+	struct kunit *test = mock->test;
+	struct watch *w = kunit_kzalloc(test, sizeof(*w), GFP_KERNEL);
+
+	KUNIT_ASSERT_NOT_NULL(test, w);
+	KUNIT_ASSERT_EQ(test, mmu_interval_notifier_insert(&w->notifier, current->mm,
+							   mock->buf, NPAGES * PAGE_SIZE,
+							   &watch_ops), 0);
+	KUNIT_ASSERT_EQ(test, kunit_add_action_or_reset(test, watch_end, &w->notifier), 0);
+	w->range = (struct hmm_range) {
+		.notifier = &w->notifier,
+		.notifier_seq = mmu_interval_read_begin(&w->notifier),
+		.start = mock->buf,
+		.end = mock->buf + NPAGES * PAGE_SIZE,
+		.hmm_pfns = w->words,
+		.default_flags = HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE,
+		.dev_private_owner = mock,
+		.migrate = &mock->args,
+	};
+	return w;
+}
+
+static void mirror_collects_what_can_move(struct kunit *test)
+{
+	struct mock *mock = test->priv;
+	struct watch *w = watch_begin(mock);
+	unsigned int i;
+
+	write_pattern(mock);
+	w->range.notifier_seq = mmu_interval_read_begin(&w->notifier);
+	count_from_now(mock);
+	mmap_read_lock(current->mm);
+	mock_args(mock, MIGRATE_VMA_SELECT_SYSTEM | MIGRATE_VMA_FAULT);
+	w->range.default_flags |= HMM_PFN_REQ_MIGRATE;
+	KUNIT_EXPECT_EQ(test, hmm_range_fault(&w->range), 0);
+	for (i = 0; i < NPAGES; i++)
+		KUNIT_EXPECT_EQ(test, w->words[i], 0UL);
+	KUNIT_EXPECT_EQ(test, finish(mock), NPAGES);
+	mmap_read_unlock(current->mm);
+	KUNIT_EXPECT_TRUE(test, mmu_interval_read_retry(&w->notifier,
+							w->range.notifier_seq));
+
+	/* The mirror of what is there now is had without a fault. */
+	w->range.default_flags &= ~HMM_PFN_REQ_MIGRATE;
+	w->range.notifier_seq = mmu_interval_read_begin(&w->notifier);
+	mmap_read_lock(current->mm);
+	KUNIT_EXPECT_EQ(test, hmm_range_fault(&w->range), 0);
+	mmap_read_unlock(current->mm);
+	for (i = 0; i < NPAGES; i++)
+		KUNIT_EXPECT_TRUE(test, is_device_private_page(hmm_pfn_to_page(w->words[i])));
+	KUNIT_EXPECT_EQ(test, mock->walks, 2);
+	KUNIT_EXPECT_EQ(test, mock->mirror_faults, 0);
+	expect_pattern(mock);
+}
+
+/* Invalidated since: nothing is collected for a caller who has to begin again. */
+static void outdated_mirror_collects_nothing(struct kunit *test)
+{
+	struct mock *mock = test->priv;
+	struct watch *w = watch_begin(mock);
+
+	write_pattern(mock);
+	KUNIT_EXPECT_EQ(test, migrate_to_device(mock), NPAGES);
+	expect_pattern(mock);
+	mmap_read_lock(current->mm);
+	mock_args(mock, MIGRATE_VMA_SELECT_SYSTEM | MIGRATE_VMA_FAULT);
+	mock->src[0] = CANARY;
+	w->range.default_flags |= HMM_PFN_REQ_MIGRATE;
+	KUNIT_EXPECT_EQ(test, hmm_range_fault(&w->range), -EBUSY);
+	KUNIT_EXPECT_EQ(test, mock->src[0], CANARY);
+	mmap_read_unlock(current->mm);
+	expect_pattern(mock);
+}
+
+static void mirror_refuses_other_migrations(struct kunit *test)
+{
+	struct mock *mock = test->priv;
+	struct watch *w = watch_begin(mock);
+
+	w->range.default_flags |= HMM_PFN_REQ_MIGRATE;
+	mmap_read_lock(current->mm);
+	mock_args(mock, MIGRATE_VMA_SELECT_SYSTEM);
+	KUNIT_EXPECT_EQ(test, hmm_range_fault(&w->range), -EINVAL);
+	mock->args.flags |= MIGRATE_VMA_FAULT;
+	w->range.default_flags = HMM_PFN_REQ_MIGRATE;
+	KUNIT_EXPECT_EQ(test, hmm_range_fault(&w->range), -EINVAL);
+	w->range.default_flags |= HMM_PFN_REQ_FAULT;
+	mock->args.end -= PAGE_SIZE;
+	KUNIT_EXPECT_EQ(test, hmm_range_fault(&w->range), -EINVAL);
+	mock->args.end += PAGE_SIZE;
+	mock->args.src = NULL;
+	KUNIT_EXPECT_EQ(test, hmm_range_fault(&w->range), -EINVAL);
+	w->range.migrate = NULL;
+	KUNIT_EXPECT_EQ(test, hmm_range_fault(&w->range), -EINVAL);
+	mmap_read_unlock(current->mm);
+	w->range.migrate = &mock->args;
+	KUNIT_EXPECT_EQ(test, hmm_range_fault_unlocked_timeout(&w->range, 0), -EINVAL);
+}
+
+static void fault_refuses_more_than_a_table(struct kunit *test)
+{
+	struct mock *mock = test->priv;
+	unsigned long addr = kunit_vm_mmap(test, NULL, 0, 2 * PMD_SIZE,
+					   PROT_READ | PROT_WRITE,
+					   MAP_ANONYMOUS | MAP_PRIVATE, 0);
+
+	KUNIT_ASSERT_NE(test, addr, 0UL);
+	addr = ALIGN(addr + PAGE_SIZE, PMD_SIZE);
+	mmap_read_lock(current->mm);
+	mock_args(mock, MIGRATE_VMA_SELECT_SYSTEM | MIGRATE_VMA_FAULT);
+	mock->args.vma = vma_lookup(current->mm, addr);
+	mock->args.start = addr - PAGE_SIZE;
+	mock->args.end = addr + PAGE_SIZE;
+	mock->src[0] = CANARY;
+	KUNIT_EXPECT_EQ(test, migrate_vma_setup(&mock->args), -EINVAL);
+	KUNIT_EXPECT_EQ(test, mock->src[0], CANARY);
+	mmap_read_unlock(current->mm);
+}
+
 static struct kunit_case migrate_device_cases[] = {
 	KUNIT_CASE(pages_go_and_come_back_on_cpu_access),
 	KUNIT_CASE(holes_become_zeroed_device_pages),
@@ -540,6 +867,15 @@ static struct kunit_case migrate_device_cases[] = {
 	KUNIT_CASE_PARAM(setup_refuses, bad_args_gen_params),
 	KUNIT_CASE(setup_refuses_fault_page_nobody_locked),
 	KUNIT_CASE(device_range_refuses),
+	KUNIT_CASE(present_pages_need_no_fault),
+	KUNIT_CASE(holes_need_no_fault),
+	KUNIT_CASE(untouched_range_needs_no_fault),
+	KUNIT_CASE(pages_of_files_are_copied_first),
+	KUNIT_CASE(failed_fault_takes_nothing),
+	KUNIT_CASE(mirror_collects_what_can_move),
+	KUNIT_CASE(outdated_mirror_collects_nothing),
+	KUNIT_CASE(mirror_refuses_other_migrations),
+	KUNIT_CASE(fault_refuses_more_than_a_table),
 	{}
 };
 

@@ -513,7 +513,18 @@ static inline int dm_to_dev(const struct dm_dev *d, const struct dm_mem *m,
 	return ret == DM_ALL_RIGHT ? 0 : -EBADMSG;
 }
 
-/* The same for pages whose content nobody knows. */
+/* The same, with what is swapped out or shared. */
+static inline int dm_fault_to_dev(const struct dm_dev *d, const struct dm_mem *m,
+				  long first, long n)
+{
+	long ret = dm_fetch(d, HMM_DMIRROR_FAULT_TO_DEV, m, first, n);
+
+	if (ret <= -1000)
+		return ret + 1000;
+	return ret == DM_ALL_RIGHT ? 0 : -EBADMSG;
+}
+
+/* As dm_to_dev() for pages whose content nobody knows. */
 static inline int dm_push(const struct dm_dev *d, const struct dm_mem *m,
 			  long first, long n)
 {

@@ -226,6 +226,56 @@ TEST_F(matrix, fork_child_has_own_mirror)
 	EXPECT_ALL_RIGHT();
 }
 
+/* The device is going to write: it gets copies of its own, as a CPU would. */
+TEST_F(matrix, fault_to_device_after_fork)
+{
+	struct dm_mem *m = &self->m;
+	int go[2];
+	pid_t pid;
+
+	pid = fork_waiting(go);
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		EXPECT_CPU_SEES(m, 0, self->n);
+		_exit(0);
+	}
+	EXPECT_EQ(0, dm_fault_to_dev(&self->dev, m, 0, self->n));
+	EXPECT_ON_DEVICE(&self->dev, m, 0, self->n);
+	EXPECT_EQ(self->n, dm_settled_in_use(variant->unit, &self->start, self->n));
+	EXPECT_EQ(0, dm_dev_write(&self->dev, m, 0, 60));
+	EXPECT_EQ(0, let_go(go, pid));
+	EXPECT_ALL_RIGHT();
+}
+
+#define BOTH_ROUNDS	8
+
+/* Each locks pages that the other one's faults may wait for. */
+TEST_F(matrix, both_fault_to_device_after_fork)
+{
+	struct dm_mem *m = &self->m;
+	struct dm_dev own;
+	int round;
+	pid_t pid;
+
+	for (round = 0; round < BOTH_ROUNDS; round++) {
+		pid = fork();
+		ASSERT_GE(pid, 0);
+		if (!pid) {
+			if (dm_open(&own, variant->unit))
+				_exit(1);
+			dm_fault_to_dev(&own, m, 0, self->n);
+			_exit(dm_cpu_wrong(m, 0, self->n) != DM_ALL_RIGHT);
+		}
+		/* A page that the other one has locked stays: -ENOENT. */
+		dm_fault_to_dev(&self->dev, m, 0, self->n);
+		EXPECT_CPU_SEES(m, 0, self->n / 2);
+		EXPECT_EQ(0, dm_wait(pid));
+		EXPECT_EQ(0, dm_fault_to_dev(&self->dev, m, 0, self->n));
+		EXPECT_ON_DEVICE(&self->dev, m, 0, self->n);
+		EXPECT_ALL_RIGHT();
+	}
+}
+
 TEST_F(matrix, mremap_whole)
 {
 	struct dm_mem *m = &self->m;
@@ -1020,6 +1070,15 @@ TEST_F(swap, swapped_page_is_no_hole)
 }
 
 /* Read back, pages are in RAM and their copies in swap. They can move. */
+TEST_F(swap, swapped_page_is_faulted_to_device)
+{
+	ASSERT_EQ(SWAPPED_PAGES, swap_out(&self->m));
+	EXPECT_EQ(0, dm_fault_to_dev(&self->dev, &self->m, 0, SWAPPED_PAGES));
+	EXPECT_ON_DEVICE(&self->dev, &self->m, 0, SWAPPED_PAGES);
+	EXPECT_EQ(0, dm_dev_write(&self->dev, &self->m, 10, 50));
+	EXPECT_BOTH_SEE(&self->dev, &self->m, 0, SWAPPED_PAGES);
+}
+
 TEST_F(swap, swap_cache_page_moves)
 {
 	ASSERT_EQ(SWAPPED_PAGES, swap_out(&self->m));
@@ -1664,6 +1723,8 @@ static void *move_pages_about(void *arg)
 		pthread_barrier_wait(v->line);
 		if (v->home)
 			err = dm_to_sys(v->dev, v->m, 0, v->m->pages);
+		else if (round & 1)
+			err = dm_fault_to_dev(v->dev, v->m, 0, v->m->pages);
 		else
 			err = dm_to_dev(v->dev, v->m, 0, v->m->pages);
 		if (err && (v->home || err != -ENOENT))
