@@ -373,6 +373,7 @@ static struct folio *alloc_device_folio(struct hmm_devmem *devmem,
 		return NULL;
 	do {
 		page = take_block(devmem, order, &more);
+		cond_resched();
 	} while (!page && more);
 	return page ? give_out(devmem, page, order) : NULL;
 }
@@ -474,15 +475,25 @@ static void add_copy(struct move *m, unsigned long i, unsigned long k,
 
 /* --- Destinations --- */
 
+static bool has_policy(struct vm_area_struct *vma)
+{
+#ifdef CONFIG_NUMA
+	return vma_policy(vma) || (vma->vm_ops && vma->vm_ops->get_policy);
+#else
+	return false;
+#endif
+}
+
 /* For many at once, nobody looks at the policy of the mapping. */
 static unsigned long alloc_ram_pages(struct move *m, unsigned long n)
 {
 	unsigned long got, i;
 
-	if (n == 1 || (m->vma && vma_policy(m->vma)))
+	if (n == 1 || (m->vma && has_policy(m->vma)))
 		return 0;
 	memset(m->pages, 0, n * sizeof(*m->pages));
-	if (IS_ENABLED(CONFIG_NUMA))
+	/* The policy of the task is for what is its own. */
+	if (IS_ENABLED(CONFIG_NUMA) && m->vma)
 		got = alloc_pages_bulk_array_mempolicy(m->gfp, n, m->pages);
 	else
 		got = alloc_pages_bulk_array(m->gfp, n, m->pages);
@@ -505,8 +516,7 @@ static struct folio *alloc_ram_folio(struct move *m, unsigned long i,
 		gfp = (gfp & ~__GFP_DIRECT_RECLAIM) | __GFP_NOWARN;
 	if (m->vma)
 		folio = vma_alloc_folio(gfp, order, m->vma,
-					m->start + (i << PAGE_SHIFT),
-					order == HPAGE_PMD_ORDER);
+					m->start + (i << PAGE_SHIFT), false);
 	else
 		folio = folio_alloc(gfp, order);
 	if (folio)
@@ -614,17 +624,29 @@ static void alloc_destinations(struct move *m)
 }
 
 /*
- * Is it no use to ask again? Want of memory passes, as the sources of others that
- * could be copied are freed.
+ * Is it no use to ask again? Patience begins with the first failure, after a wait
+ * that may have been long. Want of memory passes.
  */
 static bool is_hopeless(const struct move *m)
 {
-	const struct hmm_devmem *devmem = m->devmem;
+	struct hmm_devmem *devmem = m->devmem;
 
-	if (!m->last || m->err == -ENOMEM)
+	if (m->err == -ENODEV)
+		return true;
+	if (m->err == -ENOMEM)
 		return false;
-	return m->err == -ENODEV ||
-	       time_after(jiffies, devmem->last_copied + devmem->patience);
+	if (!devmem->failing) {
+		devmem->failing = true;
+		devmem->failing_since = jiffies;
+	}
+	return time_after(jiffies, devmem->failing_since + devmem->patience);
+}
+
+/* A CPU can read coherent memory that the device does not copy, or may try to. */
+static bool rescue_page(const struct move *m, struct page *dst, struct page *src)
+{
+	return m->devmem->type == MEMORY_DEVICE_COHERENT &&
+	       !copy_mc_highpage(dst, src);
 }
 
 /*
@@ -639,10 +661,13 @@ static void lose_copies(struct move *m)
 	for (copy = m->copies; copy < m->copies + m->nr_copies; copy++) {
 		if (!copy->failed)
 			continue;
-		for (k = 0; k < copy->nr; k++)
+		for (k = 0; k < copy->nr; k++) {
+			if (rescue_page(m, copy->dst + k, copy->src + k))
+				continue;
 			clear_highpage(copy->dst + k);
+			m->devmem->lost++;
+		}
 		copy->failed = false;
-		m->devmem->lost += copy->nr;
 	}
 }
 
@@ -679,10 +704,10 @@ static void copy_all(struct move *m)
 	good = note_failed(m);
 	if (!m->last)
 		return;
+	/* What a late device may still write to must not become somebody's. */
 	if (good)
-		m->devmem->last_copied = jiffies;
-	/* What a late device may still write to, it must not be given for. */
-	else if (!late && is_hopeless(m))
+		m->devmem->failing = false;
+	else if (is_hopeless(m) && !late)
 		lose_copies(m);
 }
 
@@ -806,7 +831,7 @@ static vm_fault_t fault_migrate(struct vm_fault *vmf, struct move *m,
 	if (m->err == -EBUSY && !fatal_signal_pending(current))
 		return 0;
 	/* It would fail again at once: do not come back for more. */
-	if (m->result->no_memory)
+	if (m->result->no_memory || m->err == -ENOMEM)
 		return VM_FAULT_OOM;
 	return m->result->not_copied ? VM_FAULT_SIGBUS : 0;
 }
@@ -1070,7 +1095,7 @@ static void evict_batch(struct hmm_devmem_chunk *chunk, unsigned long i,
 	struct move m = move_of(devmem, devmem->scratch, result);
 
 	m.gfp = GFP_HIGHUSER_MOVABLE | __GFP_RETRY_MAYFAIL | __GFP_NOWARN;
-	m.last = devmem->going;
+	m.last = devmem->leaving;
 	m.n = n;
 	if (migrate_device_range(m.src, chunk_pfn(chunk) + i, n))
 		return;
@@ -1209,6 +1234,7 @@ static int remove_chunks(struct hmm_devmem *devmem, unsigned long timeout)
 	lockdep_assert_held(&devmem->shrink_lock);
 	for (n = nr_chunks(devmem); n; n--) {
 		chunk = next_chunk(devmem, NULL);
+		devmem->failing = false;
 		hide_chunk(chunk, true);
 		err = evict_chunk(chunk, deadline, &result);
 		if (err) {
@@ -1241,6 +1267,12 @@ EXPORT_SYMBOL_GPL(hmm_devmem_shrink);
 
 /* --- Migration of a range ------------------------------------------------- */
 
+/* One page that cannot be had does not keep the others from moving. */
+static bool passes_over(int err)
+{
+	return err == -EFAULT || err == -EHWPOISON || err == -EBUSY;
+}
+
 /* Moves a part: what is in one page table, and VMA. Sets *@next behind it. */
 static int migrate_part(struct hmm_devmem *devmem, struct mm_struct *mm,
 			unsigned long start, unsigned long end,
@@ -1270,6 +1302,10 @@ static int migrate_part(struct hmm_devmem *devmem, struct mm_struct *mm,
 	m.n = (args.end - start) >> PAGE_SHIFT;
 
 	err = migrate_vma_setup(&args);
+	if (err && (flags & MIGRATE_VMA_FAULT) && passes_over(err)) {
+		args.flags &= ~MIGRATE_VMA_FAULT;
+		err = migrate_vma_setup(&args);
+	}
 	if (err)
 		return err;
 	fill_destinations(&m);
@@ -1352,16 +1388,14 @@ EXPORT_SYMBOL_GPL(hmm_devmem_migrate_to_device);
  * @result: what became of the pages
  *
  * As hmm_devmem_migrate_to_device(), but pages that are swapped out, or that a
- * write would copy, do not stay for that: they are faulted in on the way. A
- * monitor of userfaultfd is not asked.
+ * write would copy, do not stay for that: they are faulted in on the way. What
+ * cannot be faulted in stays. A monitor of userfaultfd is not asked.
  *
- * Context: Process context. Takes mmap_lock. Sleeps.
+ * Context: Process context. Takes mmap_lock. Sleeps. As of migrate_vma_setup()
+ * with %MIGRATE_VMA_FAULT.
  *
- * Return: As hmm_devmem_migrate_to_device(), or, with what came before moved,
- *
- * * -EFAULT - a page cannot be had, as the process would find out by a signal
- * * -EHWPOISON - the hardware has lost a page
- * * -EOPNOTSUPP - the kernel has no mirror, which does the faults
+ * Return: As hmm_devmem_migrate_to_device(), or -EOPNOTSUPP if the kernel has no
+ * mirror, which does the faults.
  */
 int hmm_devmem_fault_to_device(struct hmm_devmem *devmem,
 			       struct mm_struct *mm, unsigned long start,
@@ -1406,7 +1440,7 @@ static void devm_release_devmem(void *data)
 	mutex_unlock(&devmem->grow_lock);
 
 	mutex_lock(&devmem->shrink_lock);
-	devmem->last_copied = jiffies;
+	devmem->leaving = true;
 	while (!list_empty(&devmem->chunks))
 		if (remove_chunks(devmem, STUCK_TIMEOUT))
 			dev_warn(devmem->device,

@@ -93,11 +93,13 @@ struct hmm_devmem_chunk {
  * @wait: Wait until what copy began is done, and mark what failed. Called once
  *	after each copy that returned 0. Returns 0, or -errno if the state of all
  *	pages is unknown: as if none had been copied. Optional. For both, -EBUSY
- *	says that it will pass: a CPU fault is then repeated. After any other
- *	error it ends in SIGBUS. -ENODEV says that the device will never copy
- *	again: see hmm_devmem_remove(). After any error but -EBUSY from @wait the
- *	device does not write to the destinations any more; after that one, @copy
- *	fails until it is known that it does not.
+ *	says that it will pass: a CPU fault is then repeated. -ENOMEM is a fault
+ *	that is out of memory. After any other error it ends in SIGBUS. -ENODEV
+ *	says that the device will never copy again: see hmm_devmem_remove(). After
+ *	any error but -EBUSY from @wait the device does not write to the
+ *	destinations any more. After that one it may, although the pool puts them:
+ *	the driver holds references of its own, and has @copy fail, until it knows
+ *	that the device is done.
  * @folio_init: The folio is about to be given out. It may set its
  *	folio_set_zone_device_data(), which is NULL and the driver's until
  *	@folio_exit. Returns 0, or -errno, and the folio stays free; if it is
@@ -148,8 +150,11 @@ struct hmm_devmem {
 	struct mutex			shrink_lock;	/* eviction, removal */
 	struct hmm_devmem_scratch	*scratch;	/* shrink_lock */
 	unsigned long			patience;	/* jiffies */
-	unsigned long			last_copied;	/* jiffies; shrink_lock */
-	unsigned long			lost;		/* pages; shrink_lock */
+	/* shrink_lock: */
+	bool				leaving;	/* evicts for the last time */
+	bool				failing;	/* copies, since: */
+	unsigned long			failing_since;	/* jiffies */
+	unsigned long			lost;		/* pages */
 	bool				going;		/* grow_lock; read without */
 	spinlock_t			lock;		/* what follows, and blocks */
 	struct list_head		chunks;

@@ -67,6 +67,7 @@ struct nouveau_dmem_job {
 	struct nouveau_dmem		*dmem;
 	struct nouveau_fence		*fence;
 	enum dma_data_direction		dir;
+	int				err;	/* if some step wants memory */
 	unsigned long			nr;
 	struct nouveau_dmem_step	steps[] __counted_by(nr);
 };
@@ -373,8 +374,11 @@ static void clear_ram(struct page *page, unsigned long nr)
 		clear_highpage(page++);
 }
 
-/* Decides what is to be done for a copy. False: it cannot be done. */
-static bool step_init(struct nouveau_dmem_job *job,
+/*
+ * Decides what is to be done for a copy. -ENXIO: its chunk has no VRAM; -ENOMEM:
+ * it cannot be mapped for DMA now.
+ */
+static int step_init(struct nouveau_dmem_job *job,
 		      struct nouveau_dmem_step *step,
 		      const struct hmm_devmem_copy *copy)
 {
@@ -385,20 +389,20 @@ static bool step_init(struct nouveau_dmem_job *job,
 	step->nr = copy->nr;
 	if (!vram) {
 		clear_ram(ram, copy->nr);
-		return true;
+		return 0;
 	}
 	if (!nouveau_dmem_page_addr(vram, &step->vram))
-		return false;
+		return -ENXIO;
 	if (!ram) {
 		step->op = NOUVEAU_DMEM_CLEAR;
-		return true;
+		return 0;
 	}
 	if (nouveau_dmem_map(job->dmem->drm->dev->dev, ram, copy->nr, job->dir,
 			     &step->bus))
-		return false;
+		return -ENOMEM;
 	step->ram = ram;
 	step->op = NOUVEAU_DMEM_COPY;
-	return true;
+	return 0;
 }
 
 static struct nouveau_dmem_job *job_create(struct nouveau_dmem *dmem,
@@ -406,6 +410,7 @@ static struct nouveau_dmem_job *job_create(struct nouveau_dmem *dmem,
 {
 	struct nouveau_dmem_job *job;
 	unsigned long i;
+	int err;
 
 	job = kvzalloc(struct_size(job, steps, batch->nr), GFP_KERNEL);
 	if (!job)
@@ -413,9 +418,12 @@ static struct nouveau_dmem_job *job_create(struct nouveau_dmem *dmem,
 	job->dmem = dmem;
 	job->dir = batch->to_device ? DMA_TO_DEVICE : DMA_FROM_DEVICE;
 	job->nr = batch->nr;
-	for (i = 0; i < batch->nr; i++)
-		if (!step_init(job, &job->steps[i], &batch->copies[i]))
-			batch->copies[i].failed = true;
+	for (i = 0; i < batch->nr; i++) {
+		err = step_init(job, &job->steps[i], &batch->copies[i]);
+		batch->copies[i].failed = err;
+		if (err == -ENOMEM)
+			job->err = err;
+	}
 	return job;
 }
 
@@ -571,6 +579,8 @@ static int dmem_copy(struct hmm_devmem_batch *batch)
 		batch->data = job;
 		return 0;
 	}
+	if (!err)
+		err = job->err;
 	job_free(job);
 	return err;
 }
