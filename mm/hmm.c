@@ -199,9 +199,35 @@ static unsigned long hmm_nr_content(const struct hmm_walk *hw,
 	return i;
 }
 
+/*
+ * Has the caller anything in these words that is to be kept? Mostly not; then
+ * to know it costs an instruction per page, and to keep it costs none.
+ */
+static bool hmm_any_kept(const unsigned long *slot, unsigned long nr)
+{
+	unsigned long all = 0;
+
+	for (; nr >= 8; nr -= 8, slot += 8)
+		all |= slot[0] | slot[1] | slot[2] | slot[3] |
+		       slot[4] | slot[5] | slot[6] | slot[7];
+	while (nr--)
+		all |= *slot++;
+	return all & HMM_PFN_INOUT_FLAGS;
+}
+
+static void hmm_store(unsigned long *slot, unsigned long entry)
+{
+	*slot = (*slot & HMM_PFN_INOUT_FLAGS) | entry;
+}
+
 /* The unrolled part costs two instructions per page and little else. */
 static void hmm_fill(unsigned long *slot, unsigned long nr, unsigned long entry)
 {
+	if (unlikely(hmm_any_kept(slot, nr))) {
+		for (; nr; nr--, entry = hmm_entry_after(entry, 1))
+			hmm_store(slot++, entry);
+		return;
+	}
 	if (!(entry & HMM_PFN_VALID)) {
 		memset_l(slot, entry, nr);
 		return;
@@ -448,14 +474,18 @@ static bool hmm_looks_alike(unsigned long entry, unsigned long last)
 	return (entry & HMM_PFN_VALID) && !((entry ^ last) & HMM_PFN_FLAGS);
 }
 
-static bool hmm_copy_one(const struct hmm_stencil *stencil, pte_t *ptep,
-			 unsigned long *slot)
+static __always_inline bool hmm_copy_one(const struct hmm_stencil *stencil,
+					 pte_t *ptep, unsigned long *slot,
+					 bool keep)
 {
 	u64 nth = hmm_stencil_distance(stencil, ptep_get_lockless(ptep));
 
 	if (unlikely(nth > stencil->span))
 		return false;
-	*slot = stencil->entry + nth;
+	if (keep)
+		hmm_store(slot, stencil->entry + nth);
+	else
+		*slot = stencil->entry + nth;
 	return true;
 }
 
@@ -472,18 +502,38 @@ static noinline unsigned long hmm_copy_alike(const struct hmm_stencil *stencil,
 	unsigned long i = 0;
 
 	for (; i + 4 <= nr; i += 4) {
-		if (!hmm_copy_one(&s, ptep + i, slot + i))
+		if (!hmm_copy_one(&s, ptep + i, slot + i, false))
 			return i;
-		if (!hmm_copy_one(&s, ptep + i + 1, slot + i + 1))
+		if (!hmm_copy_one(&s, ptep + i + 1, slot + i + 1, false))
 			return i + 1;
-		if (!hmm_copy_one(&s, ptep + i + 2, slot + i + 2))
+		if (!hmm_copy_one(&s, ptep + i + 2, slot + i + 2, false))
 			return i + 2;
-		if (!hmm_copy_one(&s, ptep + i + 3, slot + i + 3))
+		if (!hmm_copy_one(&s, ptep + i + 3, slot + i + 3, false))
 			return i + 3;
 	}
-	while (i < nr && hmm_copy_one(&s, ptep + i, slot + i))
+	while (i < nr && hmm_copy_one(&s, ptep + i, slot + i, false))
 		i++;
 	return i;
+}
+
+/* The same where words have something that is kept. */
+static noinline unsigned long hmm_copy_alike_keep(const struct hmm_stencil *stencil,
+						  pte_t *ptep,
+						  unsigned long *slot,
+						  unsigned long nr)
+{
+	const struct hmm_stencil s = *stencil;
+	unsigned long i = 0;
+
+	while (i < nr && hmm_copy_one(&s, ptep + i, slot + i, true))
+		i++;
+	return i;
+}
+
+/* A word without what is kept in it for the caller. */
+static unsigned long hmm_entry_in(unsigned long word)
+{
+	return word & ~HMM_PFN_INOUT_FLAGS;
 }
 
 /* No folio is smaller that is not a page. */
@@ -497,12 +547,14 @@ static noinline unsigned long hmm_copy_alike(const struct hmm_stencil *stencil,
  */
 static unsigned int hmm_order_at(const unsigned long *slot, unsigned long nr)
 {
-	unsigned long entry = slot[0], pfn = entry & ~HMM_PFN_FLAGS;
+	unsigned long entry = hmm_entry_in(slot[0]);
+	unsigned long pfn = entry & ~HMM_PFN_FLAGS;
 	unsigned int order;
 	struct folio *folio;
 	unsigned long i;
 
-	if (nr < HMM_MIN_LARGE || slot[HMM_MIN_LARGE - 1] != entry + HMM_MIN_LARGE - 1 ||
+	if (nr < HMM_MIN_LARGE ||
+	    hmm_entry_in(slot[HMM_MIN_LARGE - 1]) != entry + HMM_MIN_LARGE - 1 ||
 	    !IS_ALIGNED(pfn, HMM_MIN_LARGE) || !(entry & HMM_PFN_VALID))
 		return 0;
 
@@ -512,7 +564,7 @@ static unsigned int hmm_order_at(const unsigned long *slot, unsigned long nr)
 	    folio_pfn(folio) != pfn)
 		return 0;
 	for (i = 1; i < 1UL << order; i++)
-		if (slot[i] != entry + i)
+		if (hmm_entry_in(slot[i]) != entry + i)
 			return 0;
 	return order;
 }
@@ -549,6 +601,7 @@ static int hmm_walk_table(struct mm_walk *walk, pmd_t *pmdp, unsigned long addr,
 	struct hmm_stencil stencil = HMM_STENCIL_NONE;
 	unsigned long *slot = hmm_slot(hw->range, addr);
 	unsigned long entry = 0, last, start = addr, adopt_from = addr;
+	bool keep = hmm_any_kept(slot, (end - addr) >> PAGE_SHIFT);
 	pte_t *table, *ptep, pte;
 	int ret = 0;
 
@@ -562,10 +615,10 @@ static int hmm_walk_table(struct mm_walk *walk, pmd_t *pmdp, unsigned long addr,
 
 	for (ptep = table; addr < end; addr += PAGE_SIZE, ptep++, slot++) {
 		if (stencil.care) {
-			unsigned long nr;
+			unsigned long nr = (end - addr) >> PAGE_SHIFT;
 
-			nr = hmm_copy_alike(&stencil, ptep, slot,
-					    (end - addr) >> PAGE_SHIFT);
+			nr = keep ? hmm_copy_alike_keep(&stencil, ptep, slot, nr) :
+				    hmm_copy_alike(&stencil, ptep, slot, nr);
 			addr += nr << PAGE_SHIFT;
 			if (addr == end)
 				break;
@@ -589,7 +642,7 @@ static int hmm_walk_table(struct mm_walk *walk, pmd_t *pmdp, unsigned long addr,
 			stencil = hmm_adopt(pte, entry);
 			adopt_from = addr + HMM_ADOPT_EVERY * PAGE_SIZE;
 		}
-		*slot = entry;
+		hmm_store(slot, entry);
 	}
 	/* Here, as what RCU holds off is the end of device pages, too. */
 	hmm_mark_orders(hmm_slot(hw->range, start), start, addr);
@@ -1032,7 +1085,7 @@ static void hmm_forget_collected(struct hmm_range *range)
 		if (!(migrate->src[i] & MIGRATE_PFN_MIGRATE))
 			continue;
 		nr = migrate_pfn_nr(migrate->src[i]);
-		memset_l(range->hmm_pfns + i, 0, nr);
+		hmm_fill(range->hmm_pfns + i, nr, 0);
 	}
 }
 
@@ -1102,6 +1155,8 @@ static int hmm_mirror_and_collect(struct hmm_walk *hw)
  * and written back as a result; enum hmm_pfn_flags has the bits. Pages that
  * nothing is asked for are reported as they are, without a fault. Those that
  * are asked for are faulted in as far as they have to, and no others.
+ *
+ * The bits of HMM_PFN_INOUT_FLAGS are the driver's: they stay in the words.
  *
  * Results are a snapshot. They turn into truth by the protocol of the interval
  * notifier, and may not be used without it::

@@ -11,6 +11,7 @@
 #define LINUX_HMM_H
 
 #include <linux/mm.h>
+#include <linux/pfn.h>
 
 struct migrate_vma;
 struct mmu_interval_notifier;
@@ -24,6 +25,13 @@ struct mmu_interval_notifier;
  * @HMM_PFN_WRITE: Out: the device may write as well. Comes with HMM_PFN_VALID.
  * @HMM_PFN_ERROR: Out: no fault can bring a page here: no VMA, a VMA without
  *	struct pages or without read access, secret memory, a broken page table.
+ * @HMM_PFN_DMA_MAPPED: Kept: the page has an address for DMA, see hmm-dma.h.
+ * @HMM_PFN_P2PDMA: Kept: it is memory of a PCI device, mapped by way of the
+ *	host bridge. Comes with HMM_PFN_DMA_MAPPED.
+ * @HMM_PFN_P2PDMA_BUS: Kept: it is memory of a PCI device, and the address is
+ *	one of the bus. Comes with HMM_PFN_DMA_MAPPED.
+ * @HMM_PFN_INOUT_FLAGS: All bits that are kept: hmm_range_fault() has no
+ *	meaning for them, and leaves them in each word as they were.
  * @HMM_PFN_ORDER_SHIFT: Out: lowest bit of the five that hold the order of the
  *	mapping, see hmm_pfn_to_map_order().
  * @HMM_PFN_REQ_FAULT: In: the call succeeds only if it can return HMM_PFN_VALID
@@ -40,8 +48,14 @@ struct mmu_interval_notifier;
  * out, under migration, in somebody else's device, NUMA-hinting.
  */
 enum hmm_pfn_flags {
-	HMM_PFN_FLAGS		= 0xFFUL << (BITS_PER_LONG - 8),
-	HMM_PFN_ORDER_SHIFT	= BITS_PER_LONG - 8,
+	HMM_PFN_FLAGS		= 0x7FFUL << (BITS_PER_LONG - 11),
+	HMM_PFN_ORDER_SHIFT	= BITS_PER_LONG - 11,
+
+	HMM_PFN_P2PDMA_BUS	= 1UL << (BITS_PER_LONG - 6),
+	HMM_PFN_P2PDMA		= 1UL << (BITS_PER_LONG - 5),
+	HMM_PFN_DMA_MAPPED	= 1UL << (BITS_PER_LONG - 4),
+	HMM_PFN_INOUT_FLAGS	= HMM_PFN_DMA_MAPPED | HMM_PFN_P2PDMA |
+				  HMM_PFN_P2PDMA_BUS,
 
 	HMM_PFN_ERROR		= 1UL << (BITS_PER_LONG - 3),
 	HMM_PFN_WRITE		= 1UL << (BITS_PER_LONG - 2),
@@ -63,7 +77,8 @@ enum hmm_pfn_flags {
  * @hmm_pfns: a word for each page, request on the way in, result on the way out
  * @default_flags: HMM_PFN_REQ_* that every page of the range asks for
  * @pfn_flags_mask: HMM_PFN_REQ_* that the words of @hmm_pfns may add for their
- *	own page; with 0 the words need not be initialised
+ *	own page; with 0 the words need not be initialised, but for the bits that
+ *	are kept, if the driver looks at those
  * @dev_private_owner: owner of the device-private pages that the device can
  *	reach where they are; the others count as absent, and so do all if NULL
  * @migrate: with HMM_PFN_REQ_MIGRATE, arguments of a migration of this range
@@ -96,6 +111,18 @@ struct hmm_range {
 static inline struct page *hmm_pfn_to_page(unsigned long word)
 {
 	return pfn_to_page(word & ~HMM_PFN_FLAGS);
+}
+
+/**
+ * hmm_pfn_to_phys - where the page that a result names is in memory
+ * @word: one of hmm_range.hmm_pfns, with HMM_PFN_VALID
+ *
+ * Context: Any, under the same rules as hmm_pfn_to_page().
+ * Return: Its physical address. No bus leads to that of a device-private page.
+ */
+static inline phys_addr_t hmm_pfn_to_phys(unsigned long word)
+{
+	return PFN_PHYS(word & ~HMM_PFN_FLAGS);
 }
 
 /**

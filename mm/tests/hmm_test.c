@@ -705,7 +705,7 @@ static void hole_snapshot_is_zero(struct kunit *test)
 	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
 	unsigned long i;
 
-	memset(m->words, 0xff, MAP_PAGES * sizeof(*m->words));
+	memset_l(m->words, ~HMM_PFN_INOUT_FLAGS, MAP_PAGES);
 	KUNIT_EXPECT_EQ(test, mirror_all(m, 0), 0);
 	for (i = 0; i < MAP_PAGES; i++)
 		KUNIT_EXPECT_EQ(test, m->words[i], 0);
@@ -800,7 +800,7 @@ static void words_ask_for_mixed_rights(struct kunit *test)
 
 	/* The same table without requests: anonymous, zero page, hole, hole. */
 	m->range.pfn_flags_mask = 0;
-	memset(m->words, 0xff, MAP_PAGES * sizeof(*m->words));
+	memset_l(m->words, ~HMM_PFN_INOUT_FLAGS, MAP_PAGES);
 	KUNIT_EXPECT_EQ(test, mirror_all(m, 0), 0);
 	for (i = 0; i < MAP_PAGES; i++)
 		KUNIT_EXPECT_EQ(test, rights(m->words[i]), results[i % 4]);
@@ -810,7 +810,7 @@ static void mask_of_zero_silences_words(struct kunit *test)
 {
 	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
 
-	memset(m->words, 0xff, MAP_PAGES * sizeof(*m->words));
+	memset_l(m->words, ~HMM_PFN_INOUT_FLAGS, MAP_PAGES);
 	KUNIT_EXPECT_EQ(test, mirror_all(m, ASK_READ), 0);
 	KUNIT_EXPECT_EQ(test, m->write_faults, 0);
 	KUNIT_EXPECT_EQ(test, rights(m->words[0]), READABLE);
@@ -898,6 +898,65 @@ static void range_beyond_all_vmas(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, mirror_all(m, ASK_READ), -EFAULT);
 	KUNIT_EXPECT_EQ(test, mirror_all(m, 0), 0);
 	KUNIT_EXPECT_EQ(test, m->words[0], HMM_PFN_ERROR);
+}
+
+/* What a driver keeps in its words stays there, whatever the result is. */
+static void expect_kept(struct kunit *test, struct mirror *m, unsigned long want)
+{
+	static const unsigned long kept[] = {
+		HMM_PFN_DMA_MAPPED, 0, HMM_PFN_DMA_MAPPED | HMM_PFN_P2PDMA,
+		HMM_PFN_DMA_MAPPED | HMM_PFN_P2PDMA_BUS, HMM_PFN_INOUT_FLAGS,
+	};
+	unsigned long i, plain;
+
+	for (i = 0; i < m->nr_pages; i++)
+		m->words[i] = ~HMM_PFN_INOUT_FLAGS | kept[i % ARRAY_SIZE(kept)];
+	KUNIT_ASSERT_EQ(test, mirror_all(m, want), 0);
+	for (i = 0; i < m->nr_pages; i++)
+		KUNIT_EXPECT_EQ(test, m->words[i] & HMM_PFN_INOUT_FLAGS,
+				kept[i % ARRAY_SIZE(kept)]);
+
+	/* Beside it, all is as without it. */
+	for (i = 0; i < m->nr_pages; i++) {
+		unsigned long word = m->words[i];
+
+		plain = 0;
+		m->range.start = page_addr(m, i);
+		m->range.end = page_addr(m, i + 1);
+		m->range.hmm_pfns = &plain;
+		KUNIT_ASSERT_EQ(test, mirror_all(m, 0), 0);
+		word &= ~HMM_PFN_INOUT_FLAGS;
+		plain |= word & (0x1FUL << HMM_PFN_ORDER_SHIFT);
+		KUNIT_EXPECT_EQ(test, word, plain);
+	}
+	m->range.start = m->addr;
+	m->range.end = page_addr(m, m->nr_pages);
+	m->range.hmm_pfns = m->words;
+}
+
+static void kept_bits_stay(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, 4 * MAP_PAGES,
+					    PROT_READ | PROT_WRITE);
+
+	expect_kept(test, m, 0);
+	expect_kept(test, m, ASK_READ);
+	/* Breaks COW, which takes a second time. */
+	mirror_all(m, ASK_WRITE);
+	expect_kept(test, m, ASK_WRITE);
+	expect_kept(test, m, 0);
+}
+
+static void kept_bits_stay_in_an_error(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
+
+	vma_flags_change(m, VM_IO, 0);
+	m->words[3] = HMM_PFN_DMA_MAPPED;
+	KUNIT_EXPECT_EQ(test, mirror_all(m, 0), 0);
+	KUNIT_EXPECT_EQ(test, m->words[3], HMM_PFN_ERROR | HMM_PFN_DMA_MAPPED);
+	KUNIT_EXPECT_EQ(test, m->words[4], HMM_PFN_ERROR);
+	vma_flags_change(m, 0, VM_IO);
 }
 
 static void stale_sequence_is_ebusy(struct kunit *test)
@@ -1394,6 +1453,43 @@ static void thp_is_one_fault(struct kunit *test)
 	expect_right_page(test, m, PMD_NR - 1, m->words[PMD_NR - 1]);
 }
 
+static void kept_bits_stay_in_a_thp(struct kunit *test)
+{
+	struct mirror *m = mirror_map_thp(test);
+	unsigned long first = m->words[0], i;
+
+	m->words[7] = HMM_PFN_DMA_MAPPED;
+	KUNIT_ASSERT_EQ(test, mirror_all(m, 0), 0);
+	for (i = 0; i < PMD_NR; i++)
+		KUNIT_EXPECT_EQ(test, m->words[i],
+				(first + i) | (i == 7 ? HMM_PFN_DMA_MAPPED : 0));
+
+	/* The same when PTEs map it. */
+	KUNIT_ASSERT_EQ(test, 0, do_madvise(m->mm, page_addr(m, 200), PAGE_SIZE,
+					    MADV_DONTNEED));
+	expect_kept(test, m, 0);
+}
+
+/* A large folio is known as such, whatever is kept in its words. */
+static void kept_bits_do_not_hide_an_order(struct kunit *test)
+{
+	struct mirror *m = mirror_map_thp(test);
+	unsigned long i;
+
+	/* Two VMAs for a moment, and PTEs from then on. */
+	KUNIT_ASSERT_EQ(test, 0, do_madvise(m->mm, page_addr(m, PMD_NR / 2),
+					    PMD_SIZE / 2, MADV_DONTFORK));
+	KUNIT_ASSERT_EQ(test, 0, do_madvise(m->mm, page_addr(m, PMD_NR / 2),
+					    PMD_SIZE / 2, MADV_DOFORK));
+	for (i = 0; i < PMD_NR; i++)
+		m->words[i] = i % 3 ? 0 : HMM_PFN_DMA_MAPPED;
+	KUNIT_ASSERT_EQ(test, mirror_all(m, 0), 0);
+	KUNIT_EXPECT_EQ(test, hmm_pfn_to_map_order(m->words[0]), HPAGE_PMD_ORDER);
+	KUNIT_EXPECT_EQ(test, hmm_pfn_to_map_order(m->words[PMD_NR - 1]), HPAGE_PMD_ORDER);
+	KUNIT_EXPECT_TRUE(test, m->words[3] & HMM_PFN_DMA_MAPPED);
+	KUNIT_EXPECT_FALSE(test, m->words[4] & HMM_PFN_DMA_MAPPED);
+}
+
 static void part_of_a_thp_has_its_order(struct kunit *test)
 {
 	struct mirror *m = mirror_map_thp(test);
@@ -1480,6 +1576,8 @@ static struct kunit_case hmm_test_cases[] = {
 	KUNIT_CASE(vma_without_pages_is_an_error),
 	KUNIT_CASE(missing_vma_is_an_error),
 	KUNIT_CASE(range_beyond_all_vmas),
+	KUNIT_CASE(kept_bits_stay),
+	KUNIT_CASE(kept_bits_stay_in_an_error),
 	KUNIT_CASE(stale_sequence_is_ebusy),
 	KUNIT_CASE_PARAM(failed_fault_tells_why_and_where, failure_gen_params),
 	KUNIT_CASE(range_may_cross_page_tables),
@@ -1501,6 +1599,8 @@ static struct kunit_case hmm_test_cases[] = {
 	KUNIT_CASE(process_that_is_gone_is_efault),
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE
 	KUNIT_CASE(thp_is_one_fault),
+	KUNIT_CASE(kept_bits_stay_in_a_thp),
+	KUNIT_CASE(kept_bits_do_not_hide_an_order),
 	KUNIT_CASE(part_of_a_thp_has_its_order),
 	KUNIT_CASE(one_wanted_page_brings_a_thp),
 	KUNIT_CASE(split_thp_loses_its_order),
