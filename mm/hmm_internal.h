@@ -8,6 +8,7 @@
 #ifndef _MM_HMM_INTERNAL_H
 #define _MM_HMM_INTERNAL_H
 
+#include <linux/dma-direction.h>
 #include <linux/hmm.h>
 #include <linux/mm.h>
 #include <linux/pgtable.h>
@@ -149,6 +150,10 @@ static inline u64 hmm_stencil_distance(const struct hmm_stencil *stencil,
 }
 
 #if IS_ENABLED(CONFIG_KUNIT)
+struct device;
+struct pci_p2pdma_map_state;
+struct scatterlist;
+
 struct hmm_stencil hmm_stencil_of_pte(pte_t pte, u64 lo, u64 hi);
 struct hmm_stencil hmm_stencil_of_private(pte_t pte, u64 lo, u64 hi);
 vm_fault_t hmm_handle_fault(struct vm_area_struct *vma, unsigned long addr,
@@ -156,6 +161,14 @@ vm_fault_t hmm_handle_fault(struct vm_area_struct *vma, unsigned long addr,
 struct hmm_walk;
 int hmm_walk_range(struct mm_struct *mm, unsigned long start,
 		   unsigned long end, struct hmm_walk *hw);
+size_t hmm_dma_piece(const unsigned long *words, const u8 *how, size_t nr,
+		     size_t entry);
+dma_addr_t hmm_dma_map_page(struct device *dev, struct page *page, size_t size,
+			    enum dma_data_direction dir);
+void hmm_dma_unmap_page(struct device *dev, dma_addr_t addr, size_t size,
+			enum dma_data_direction dir);
+int hmm_dma_map_peer(struct pci_p2pdma_map_state *state, struct device *dev,
+		     struct scatterlist *sg);
 #endif
 
 #endif /* _MM_HMM_INTERNAL_H */
