@@ -45,9 +45,12 @@
 #include <linux/cdev.h>
 #include <linux/debugfs.h>
 #include <linux/device.h>
+#include <linux/dma-direct.h>
+#include <linux/dma-mapping.h>
 #include <linux/fs.h>
 #include <linux/highmem.h>
 #include <linux/hmm.h>
+#include <linux/hmm-dma.h>
 #include <linux/hmm_devmem.h>
 #include <linux/init.h>
 #include <linux/memremap.h>
@@ -552,6 +555,98 @@ static int dmirror_write(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 	return err;
 }
 
+/* --- DMA ----------------------------------------------------------------- */
+
+/*
+ * The device is on no bus, so it has what there is without an IOMMU: an address
+ * that leads to memory by arithmetic.
+ */
+static void dmirror_dma_copy(struct device *dev, dma_addr_t addr, void *buf)
+{
+	struct page *page = pfn_to_page(PHYS_PFN(dma_to_phys(dev, addr)));
+
+	memcpy_from_page(buf, page, 0, PAGE_SIZE);
+}
+
+/* Reads what the words of @map have, and leaves nothing mapped. */
+static int dmirror_dma_pages(struct dmirror *dm, struct hmm_dma_map *map,
+			     unsigned long n, void *buf, u64 *pieces)
+{
+	struct device *dev = &dm->device->dev;
+	unsigned long i;
+	int err;
+
+	lockdep_assert_held(&dm->lock);
+	err = hmm_dma_map_range(dev, map, 0, n, NULL);
+	if (err)
+		return err;
+	for (i = 0; i < n; i++, buf += PAGE_SIZE) {
+		dma_addr_t addr = hmm_dma_map_pfn(dev, map, i, NULL);
+
+		if (addr == DMA_MAPPING_ERROR) {
+			err = -EIO;
+			break;
+		}
+		dmirror_dma_copy(dev, addr, buf);
+	}
+	for (i = 0; i < n; i++)
+		*pieces += hmm_dma_unmap_pfn(dev, map, i);
+	return err;
+}
+
+static int dmirror_dma_walk(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
+			    struct hmm_dma_map *map, void *buf)
+{
+	unsigned long end = cmd->addr + (cmd->npages << PAGE_SHIFT);
+	char __user *uptr = u64_to_user_ptr(cmd->ptr);
+	struct hmm_range range = {
+		.notifier = &dm->notifier,
+		.hmm_pfns = map->pfn_list,
+		.default_flags = HMM_PFN_REQ_FAULT,
+	};
+	unsigned long n;
+	int err;
+
+	for (range.start = cmd->addr; range.start < end; range.start = range.end) {
+		n = min((end - range.start) >> PAGE_SHIFT, DMIRROR_BATCH);
+		range.end = range.start + (n << PAGE_SHIFT);
+
+		err = dmirror_ask_and_lock(dm, &range, false);
+		if (err)
+			return err;
+		err = dmirror_dma_pages(dm, map, n, buf, &cmd->faults);
+		mutex_unlock(&dm->lock);
+		if (err)
+			return err;
+
+		if (copy_to_user(uptr, buf, n << PAGE_SHIFT))
+			return -EFAULT;
+		uptr += n << PAGE_SHIFT;
+		cmd->cpages += n;
+	}
+	return 0;
+}
+
+static int dmirror_dma_read(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
+			    struct dmirror_scratch *scratch)
+{
+	unsigned long n = min(cmd->npages, DMIRROR_BATCH);
+	struct device *dev = &dm->device->dev;
+	struct hmm_dma_map map;
+	void *buf;
+	int err;
+
+	buf = alloc_buffer(n);
+	if (!buf)
+		return -ENOMEM;
+	err = hmm_dma_map_alloc(dev, &map, n, PAGE_SIZE);
+	if (!err)
+		err = dmirror_dma_walk(dm, cmd, &map, buf);
+	hmm_dma_map_free(dev, &map);
+	vfree(buf);
+	return err;
+}
+
 /* --- Snapshot ------------------------------------------------------------ */
 
 static u8 prot_place(struct dmirror *dm, struct page *page)
@@ -791,6 +886,7 @@ static const struct dmirror_op {
 	[_IOC_NR(HMM_DMIRROR_READ_UNLOCKED)]	= { dmirror_read, -EFAULT, 0, true },
 	[_IOC_NR(HMM_DMIRROR_WRITE_UNLOCKED)]	= { dmirror_write, -EFAULT, 0, true },
 	[_IOC_NR(HMM_DMIRROR_FAULT_TO_DEV)]	= { dmirror_fault_to_dev, -EINVAL, PAGE_SIZE },
+	[_IOC_NR(HMM_DMIRROR_DMA_READ)]		= { dmirror_dma_read, -EFAULT },
 };
 
 static int check_cmd(const struct hmm_dmirror_cmd *cmd)
@@ -980,6 +1076,9 @@ static struct dmirror_device *device_create_one(unsigned int id)
 	device->dev.release = device_free;
 
 	err = dev_set_name(&device->dev, "hmm_dmirror%u", id);
+	if (!err)
+		err = dma_coerce_mask_and_coherent(&device->dev,
+						   DMA_BIT_MASK(64));
 	if (err)
 		goto err_put_device;
 	/* A device whose memory cannot be had is better not there. */

@@ -58,6 +58,13 @@ struct hmm_dmirror_cmd {
 #define HMM_DMIRROR_FLAG_FAIL_ALLOC	0x1ULL
 
 /*
+ * The device reads @addr.. by DMA addresses, which are made for this and are gone
+ * afterwards. It has no private memory then: what is there comes to RAM first.
+ * @faults: out: number of pieces that the memory was mapped in.
+ */
+#define HMM_DMIRROR_DMA_READ		HMM_DMIRROR_IOC(0x20)
+
+/*
  * The byte of HMM_DMIRROR_SNAPSHOT: what the page may be used for, how large
  * its mapping is, and where it is. Nothing in the last column is plain RAM.
  */
@@ -84,5 +91,43 @@ enum {
 	HMM_DMIRROR_MEMORY_DEVICE_PRIVATE	= 1,
 	HMM_DMIRROR_MEMORY_DEVICE_COHERENT	= 2,
 };
+
+/**
+ * struct hmm_edu_cmd - argument of every ioctl of /dev/hmm_edu
+ * @addr: first address of the mirror, page aligned
+ * @npages: number of pages
+ * @flags: HMM_EDU_MAP_*
+ * @from: page of the mirror, counted from 0
+ * @to: page of the mirror, counted from 0
+ * @dma: an address of the device's bus
+ * @phys: an address of the machine's memory, 0 for none
+ *
+ * /dev/hmm_edu is a PCI device that QEMU has (-device edu): it copies memory to a
+ * buffer of its own, and back. See lib/test_hmm_dma.c.
+ */
+struct hmm_edu_cmd {
+	__u64	addr, npages, flags;
+	__u64	from, to;
+	__u64	dma, phys;
+};
+
+#define HMM_EDU_IOC(nr)		_IOWR('H', 0x40 + (nr), struct hmm_edu_cmd)
+
+/* Mirror @npages from @addr on; once for a file. */
+#define HMM_EDU_MIRROR		HMM_EDU_IOC(0)
+
+/* Fault in and map @npages pages of the mirror, from @from on. */
+#define HMM_EDU_MAP		HMM_EDU_IOC(1)
+#define HMM_EDU_MAP_WRITE	0x1ULL	/* for writing, too */
+#define HMM_EDU_MAP_PIECES	0x2ULL	/* large folios in one piece */
+
+/* The device copies page @from to page @to; -ENOENT if one is not mapped. */
+#define HMM_EDU_COPY		HMM_EDU_IOC(2)
+
+/* @dma: out: where the device has page @from; -ENOENT if it is not mapped. */
+#define HMM_EDU_WHERE		HMM_EDU_IOC(3)
+
+/* @phys: out: where @dma leads to. */
+#define HMM_EDU_TRANSLATE	HMM_EDU_IOC(4)
 
 #endif /* _LIB_TEST_HMM_UAPI_H */

@@ -57,6 +57,7 @@ TROUBLE = re.compile("|".join((
     r"\bUnable to handle\b|\bunable to handle\b",
     r"\bunhandled signal\b|\bsegfault at\b|\btrap (?:invalid opcode|divide error)\b",
     r"\bunchecked MSR access\b",
+    r"\bDMAR: .*\bfault\b|\bDMA-API: .*: device driver\b",
     r"\bstack-protector\b|\bcorrupted stack end\b",
     r"\bIRQ \d+: nobody cared\b|irq \d+: nobody cared\b",
     r"\bInitramfs unpacking failed\b",

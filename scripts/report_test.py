@@ -214,6 +214,10 @@ TROUBLE_LINES = (
     "dmirror: 2 pages leaked",
     "hmm-tests[77]: segfault at 0 ip 0000000000401000 sp 00007ffc0 error 4",
     "Out of memory: Killed process 77 (hmm-tests)",
+    "DMAR: [DMA Read NO_PASID] Request device [00:03.0] fault addr 0x1000 [fault reason 0x06] "
+    "PTE Read access is not set",
+    "DMAR: DRHD: handling fault status reg 2",
+    "DMA-API: test_hmm_dma 0000:00:03.0: device driver has pending DMA allocations while released",
 )
 
 HARMLESS_LINES = (
@@ -225,6 +229,8 @@ HARMLESS_LINES = (
     "Lock dependency validator: Copyright (c) 2006 Red Hat, Inc., Ingo Molnar",
     "NMI watchdog: Perf NMI watchdog permanently disabled",
     "test_hmm: loading out-of-tree module taints kernel.",
+    "DMAR: IOMMU enabled",
+    "DMA-API: debugging enabled by kernel config",
 )
 
 
@@ -260,7 +266,7 @@ class FakeQemu(unittest.TestCase):
             os.environ["PATH"] = f"{d}:{path}"
             try:
                 class args:
-                    smp, mem, numa, image, append = 1, 64, False, "none", ""
+                    smp, mem, numa, dma, image, append = 1, 64, False, False, "none", ""
                 args.initrd = initrd
                 box = vm.Machine(args, os.path.join(d, "logs"), steps=[])
                 while box.poll(limit, silence) is None:

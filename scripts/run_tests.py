@@ -19,7 +19,8 @@ import vm
 
 GROUPS = ("host", "kunit", "selftest", "peer")
 THP_MODES = ("always", "madvise", "never")
-NOT_TESTS = {"hmm_demo"}
+# hmm_dma has a machine of its own.
+NOT_TESTS = {"hmm_demo", "hmm_dma"}
 
 # These make the folios that they need; the mode changes little for them.
 MODES_OF = {
@@ -42,7 +43,17 @@ class Plan:
     """What one machine is to do."""
     def __init__(self, name, steps=(), suites=None, numa=False):
         self.name, self.steps, self.suites, self.numa = name, list(steps), suites, numa
+        self.dma = False        # an IOMMU, and a device behind it
         self.owners = False     # keep who allocated each page: slow, debug kernel only
+
+
+def dma_plan():
+    """DMA of a device that is there, through an IOMMU."""
+    plan = Plan("dma", [("dma-load", "plain", "dmirror load && modprobe test_hmm_dma"),
+                        ("dma", "tap", "hmm_dma"),
+                        ("dma-unload", "plain", "rmmod test_hmm_dma && dmirror unload")])
+    plan.dma = True
+    return plan
 
 
 def driver_plan(name, load, programs, modes=THP_MODES):
@@ -105,6 +116,7 @@ def make_plans(args):
             plan.numa = True
             plans.append(plan)
         plans[0].steps.insert(-1, ("demo", "plain", "hmm_demo 16"))
+        plans.append(dma_plan())
     if "peer" in wanted:
         plans.append(driver_plan("peer", "dmirror load", ["hmm-tests"]))
         plans[-1].owners = True
@@ -126,7 +138,7 @@ class Run:
     def __init__(self, plan, args):
         self.plan, self.args = plan, args
         self.logs = os.path.join(args.logs, plan.name)
-        args.numa = plan.numa
+        args.numa, args.dma = plan.numa, plan.dma
         owners = ["page_owner=on"] if plan.owners else []
         kunit = "kunit.enable=1" if plan.suites is not None else "kunit.enable=0"
         self.vm = vm.Machine(args, self.logs, cmdline=[kunit, *args.more, *owners],

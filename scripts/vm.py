@@ -35,6 +35,10 @@ PR_SET_PDEATHSIG = 1
 # fifth level of page tables: tests take two thirds of the time without.
 TCG_CPU = "max,-erms,-fsrm,-la57"
 
+# An IOMMU, and behind it a device that copies memory. What it reaches by itself
+# is 28 bits of addresses.
+DMA_MACHINE = ["-machine", "q35", "-device", "intel-iommu", "-device", "edu"]
+
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -79,6 +83,8 @@ def qemu_command(args, initrd, cmdline, serial):
     cmd = ["qemu-system-x86_64", "-accel", accel, "-cpu", cpu,
            "-smp", str(args.smp), "-m", f"{args.mem}M",
            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    if args.dma:
+        cmd += DMA_MACHINE
     if args.numa:
         half = args.mem // 2
         for node in (0, 1):
@@ -261,6 +267,8 @@ def arguments(parser):
     parser.add_argument("--smp", type=int, default=int(os.environ.get("SMP") or 2))
     parser.add_argument("--mem", type=int, default=int(os.environ.get("MEM") or MEMORY_MB))
     parser.add_argument("--numa", action="store_true", help="two NUMA nodes")
+    parser.add_argument("--dma", action="store_true", default=bool(os.environ.get("DMA")),
+                        help="an IOMMU, and a device behind it")
     parser.add_argument("--append", default=os.environ.get("APPEND", ""))
     parser.add_argument("--limit", type=int, default=300, help="seconds")
 

@@ -5,6 +5,7 @@
  * put_page(). It does nothing when it is loaded.
  */
 #include <linux/hmm.h>
+#include <linux/hmm-dma.h>
 #include <linux/hmm_devmem.h>
 #include <linux/memremap.h>
 #include <linux/migrate.h>
