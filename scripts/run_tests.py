@@ -22,8 +22,9 @@ THP_MODES = ("always", "madvise", "never")
 # hmm_dma has a machine of its own.
 NOT_TESTS = {"hmm_demo", "hmm_dma"}
 
-# These make the folios that they need; the mode changes little for them.
+# These make the folios that they need, or need none; the mode changes little.
 MODES_OF = {
+    "hmm_dmirror_mirror": ("madvise",),
     "hmm_dmirror_large": ("always",),
     "hmm_dmirror_random": ("madvise",),
 }
