@@ -296,20 +296,35 @@ static const struct mmu_interval_notifier_ops dmirror_notifier_ops = {
 /* For how long to go on against invalidations. */
 #define DMIRROR_PATIENCE	msecs_to_jiffies(HMM_RANGE_DEFAULT_TIMEOUT)
 
-/* May a step that collided be tried again? 0, -EINTR or -EBUSY. */
-static int may_retry(unsigned long deadline)
+/*
+ * A step that collided is tried again for some time, and some times at least: on
+ * a kernel with all checks one try may take as long as that.
+ */
+#define DMIRROR_MIN_TRIES	8
+
+struct dmirror_retry {
+	unsigned long deadline;
+	unsigned int tries;
+};
+
+static struct dmirror_retry retry_begin(void)
+{
+	return (struct dmirror_retry) {
+		.deadline = jiffies + DMIRROR_PATIENCE,
+	};
+}
+
+/* 0, -EINTR or -EBUSY. */
+static int may_retry(struct dmirror_retry *retry)
 {
 	if (fatal_signal_pending(current))
 		return -EINTR;
-	if (time_after(jiffies, deadline))
+	if (time_after(jiffies, retry->deadline) &&
+	    retry->tries >= DMIRROR_MIN_TRIES)
 		return -EBUSY;
+	retry->tries++;
 	cond_resched();
 	return 0;
-}
-
-static unsigned long retry_deadline(void)
-{
-	return jiffies + DMIRROR_PATIENCE;
 }
 
 /* Has the range filled in, as it is right now. */
@@ -338,7 +353,7 @@ static int dmirror_ask_and_lock(struct dmirror *dm, struct hmm_range *range,
 				bool unlocked)
 {
 	int err = dmirror_ask(dm, range, unlocked);
-	unsigned long deadline = retry_deadline();
+	struct dmirror_retry retry = retry_begin();
 
 	for (;;) {
 		if (!err) {
@@ -350,7 +365,7 @@ static int dmirror_ask_and_lock(struct dmirror *dm, struct hmm_range *range,
 		} else if (err != -EBUSY) {
 			return err;
 		}
-		err = may_retry(deadline);
+		err = may_retry(&retry);
 		if (err)
 			return err;
 		err = dmirror_ask(dm, range, unlocked);
@@ -464,7 +479,7 @@ static int dmirror_access(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 	unsigned long end = cmd->addr + (cmd->npages << PAGE_SHIFT);
 	unsigned long flags = HMM_PFN_REQ_FAULT |
 			      (write ? HMM_PFN_REQ_WRITE : 0);
-	unsigned long deadline = 0;
+	struct dmirror_retry retry = retry_begin();
 	bool again = false;
 	unsigned long done;
 	int err;
@@ -478,13 +493,13 @@ static int dmirror_access(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 		buf += done << PAGE_SHIFT;
 		addr += done << PAGE_SHIFT;
 
-		err = again && !done ? may_retry(deadline) : 0;
+		err = again && !done ? may_retry(&retry) : 0;
 		if (!err)
 			err = dmirror_map(dm, addr, end, flags, scratch);
 		if (err)
 			return err;
 		if (!again || done)
-			deadline = retry_deadline();
+			retry = retry_begin();
 		again = true;
 		cmd->faults++;
 	}
@@ -815,14 +830,14 @@ static int dmirror_try_exclusive(struct dmirror *dm, unsigned long addr)
 static int dmirror_exclusive_page(struct dmirror *dm, unsigned long addr,
 				  struct dmirror_scratch *scratch)
 {
-	unsigned long deadline = retry_deadline();
+	struct dmirror_retry retry = retry_begin();
 	int err;
 
 	for (;;) {
 		err = dmirror_try_exclusive(dm, addr);
 		if (err != -EAGAIN && err != -EBUSY)
 			return err;
-		err = may_retry(deadline);
+		err = may_retry(&retry);
 		if (err)
 			return err;
 		err = dmirror_map(dm, addr, addr + PAGE_SIZE,
