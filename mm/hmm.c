@@ -541,11 +541,13 @@ static unsigned long hmm_entry_in(unsigned long word)
 
 /*
  * The order of the folio whose first page the entry at @slot is, if all its
- * pages are there, in a row, with the same rights; else 0. What a folio says of
- * itself while somebody splits or frees it does not matter: it does not pass
- * without a notice to the range.
+ * pages are there, in a row, with the same rights, at an address that a device
+ * can have a large page at; else 0. What a folio says of itself while somebody
+ * splits or frees it does not matter: it does not pass without a notice to the
+ * range.
  */
-static unsigned int hmm_order_at(const unsigned long *slot, unsigned long nr)
+static unsigned int hmm_order_at(const unsigned long *slot, unsigned long nr,
+				 unsigned long addr)
 {
 	unsigned long entry = hmm_entry_in(slot[0]);
 	unsigned long pfn = entry & ~HMM_PFN_FLAGS;
@@ -561,7 +563,7 @@ static unsigned int hmm_order_at(const unsigned long *slot, unsigned long nr)
 	folio = page_folio(pfn_to_page(pfn));
 	order = folio_order(folio);
 	if (!order || order > PMD_ORDER || 1UL << order > nr ||
-	    folio_pfn(folio) != pfn)
+	    folio_pfn(folio) != pfn || !IS_ALIGNED(addr, PAGE_SIZE << order))
 		return 0;
 	for (i = 1; i < 1UL << order; i++)
 		if (hmm_entry_in(slot[i]) != entry + i)
@@ -583,7 +585,7 @@ static void hmm_mark_orders(unsigned long *slot, unsigned long addr,
 
 	for (slot += (from - addr) >> PAGE_SHIFT; from < end; slot += n, from += n << PAGE_SHIFT) {
 		n = HMM_MIN_LARGE;
-		order = hmm_order_at(slot, (end - from) >> PAGE_SHIFT);
+		order = hmm_order_at(slot, (end - from) >> PAGE_SHIFT, from);
 		if (likely(!order))
 			continue;
 		n = 1UL << order;

@@ -1362,6 +1362,26 @@ TEST_F(big, thp_mirror)
 	dm_free(&m);
 }
 
+/* A folio is as large as before, but a device cannot map it so from there. */
+TEST_F(big, moved_huge_page_has_no_order)
+{
+	char *to = dm_aligned(2 * DM_HUGE, PROT_NONE);
+	struct dm_mem m;
+
+	ASSERT_NE(MAP_FAILED, (void *)to);
+	ASSERT_EQ(0, dm_huge(&m, 1));
+	EXPECT_EQ((long)m.pages, dm_count_perm(&self->dev, &m, 0, m.pages,
+					       PMD_WRITE));
+	to += 16 * DM_PAGE;
+	ASSERT_EQ((void *)to, mremap(m.cpu, DM_HUGE, DM_HUGE,
+				     MREMAP_MAYMOVE | MREMAP_FIXED, to));
+	m.cpu = (void *)to;
+	EXPECT_EQ(0L, dm_count_perm(&self->dev, &m, 0, m.pages,
+				    HMM_DMIRROR_PROT_PMD));
+	EXPECT_BOTH_SEE(&self->dev, &m, 0, m.pages);
+	dm_free(&m);
+}
+
 /* Some pages of a huge page go, the others stay, and then the reverse. */
 TEST_F(big, thp_in_parts)
 {
