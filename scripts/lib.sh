@@ -57,15 +57,23 @@ pick_base() {
 	fi
 }
 
-# The kernel that is meant: test (ours), debug (ours), stock. Sets OUT, TREE.
+# The kernel that is meant: test (ours), debug (ours), stock, and for measuring
+# bench (ours), bench-stock (what ours is compared with). Sets OUT, TREE.
 pick_flavour() {
 	FLAVOUR=${1:-${FLAVOUR:-test}}
-	[[ -z ${STOCK:-} ]] || FLAVOUR=stock
+	[[ -z ${STOCK:-} || $FLAVOUR == bench* ]] || FLAVOUR=stock
 	case $FLAVOUR in
 	test)	TREE=$SRC  OUT=$WORK/build ;;
 	debug)	TREE=$SRC  OUT=$WORK/build-debug ;;
 	check)	TREE=$SRC  OUT=$WORK/build-check ;;
 	stock)	TREE=$BASE OUT=$STOCK_BUILD ;;
+	bench)	TREE=$SRC  OUT=$WORK/build-bench ;;
+	bench-stock)
+		TREE=$BASE OUT=$STOCK_BUILD-bench
+		if [[ -n ${BENCH_AGAINST:-} ]]; then
+			TREE=$(realpath "$BENCH_AGAINST")
+			OUT=$WORK/build-bench-$(key_of "$TREE")
+		fi ;;
 	*)	die "no such kernel: $FLAVOUR" ;;
 	esac
 	IMAGE=$OUT/arch/x86/boot/bzImage KO=$OUT/ko INITRD=$OUT/initramfs.cpio
@@ -178,7 +186,7 @@ verify_config() {
 
 	lost=$(grep -hE '^CONFIG_[A-Z0-9_]+=' "$OUT/fragment" | sort -u |
 		grep -v '=n$' | comm -23 - <(sort -u "$OUT/.config")) || true
-	if [[ $FLAVOUR == stock && -n $lost ]]; then
+	if [[ $FLAVOUR == *stock && -n $lost ]]; then
 		ours=$(our_symbols)
 		lost=$(grep -vE "^($(paste -sd'|' <<<"$ours"))=" <<<"$lost") || true
 	fi
