@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-VERBS := run test shell kunit selftest debug check consumers exports docs build where stock relock clean
+VERBS := run test shell kunit selftest debug check consumers exports bench profile docs build where stock relock clean
 
 .PHONY: help $(VERBS)
 
@@ -14,6 +14,8 @@ help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 	@echo
 	@echo '  KSRC=path     another v6.12.y tree or tarball   STOCK=1   the untouched base, for where, shell, test'
+	@echo '  ROWS=regexp   rows of the benchmark           PAIRS=n  pairs of boots that are timed'
+	@echo '  BENCH_AGAINST=tree  instead of the base       ACCEPT=1 keep the last run in bench/results'
 	@echo '  HMM_BUILD=dir where everything is built         ACCEL=kvm if your machine can'
 
 run: ## boot; a process gives data to the device and gets it back changed
@@ -25,6 +27,8 @@ debug: ## all tests on a kernel with lockdep, KASAN and other checks
 check: ## the base lock, style and static checks
 consumers: ## build all users in the tree of what we export; no new warning
 exports: ## what we export, for whom, and who uses it
+bench: ## what it costs, against the untouched base: table, plots, HTML
+profile: ## ROW=name: the functions in which a row of the benchmark is
 docs: ## the guide for driver authors, as HTML; its path is printed
 build: ## kernel, modules, test programs and initramfs
 where: ## source=, build=, image=, modules= of what is built

@@ -76,14 +76,15 @@ def command_line(args, *more):
 
 
 def qemu_command(args, initrd, cmdline, serial):
-    accel = os.environ.get("ACCEL") or "tcg"
+    accel = getattr(args, "accel", None) or os.environ.get("ACCEL") or "tcg"
     cpu = "host" if accel == "kvm" else TCG_CPU
     if accel == "tcg":
         accel = "tcg,thread=multi"
     cmd = ["qemu-system-x86_64", "-accel", accel, "-cpu", cpu,
            "-smp", str(args.smp), "-m", f"{args.mem}M",
-           "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-    if args.dma:
+           "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+           *getattr(args, "qemu", ())]
+    if getattr(args, "dma", False):
         cmd += DMA_MACHINE
     if args.numa:
         half = args.mem // 2
