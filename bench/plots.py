@@ -18,7 +18,12 @@ def quote(text):
 
 def bars(title, unit, lines):
     """One group of bars for each row."""
-    data = "\n".join(f"{quote(x.row.title)} {x.ours} {x.stock if x.stock else 'NaN'} "
+    columns = [(i, what, COLOURS[what])
+               for i, what in enumerate(("ours", "stock", "target"), 2)
+               if any(getattr(x, what) for x in lines)]
+    plot = ", ".join(f"$data using {i}{':xtic(1)' if i == 2 else ''} title \"{what}\" "
+                     f"lc rgb \"{colour}\"" for i, what, colour in columns)
+    data = "\n".join(f"{quote(x.row.name)} {x.ours} {x.stock if x.stock else 'NaN'} "
                      f"{x.target if x.target else 'NaN'}" for x in lines)
     return f"""
 set title {quote(title)}
@@ -30,15 +35,13 @@ set style histogram clustered gap 1
 set style fill solid 0.9 noborder
 set boxwidth 0.9
 set xtics rotate by -35 left nomirror
-set bmargin 9
-set rmargin 14
+set bmargin 8
+set rmargin 10
 set key top right
 $data << EOD
 {data}
 EOD
-plot $data using 2:xtic(1) title "ours" lc rgb "{COLOURS['ours']}", \\
-     $data using 3 title "stock" lc rgb "{COLOURS['stock']}", \\
-     $data using 4 title "target" lc rgb "{COLOURS['target']}"
+plot {plot}
 """
 
 

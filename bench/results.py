@@ -170,11 +170,13 @@ def spread_of(line):
 
 
 def remark(line):
-    words = [line.note] if line.note else []
+    words = []
     if line.slower:
         words.append("SLOWER THAN STOCK")
     if line.target and line.ours > line.target * (1 + NOISE):
         words.append("misses the target")
+    if line.note:
+        words.append(line.note)
     return "; ".join(words)
 
 
