@@ -842,8 +842,10 @@ static int hmm_fault_page(struct hmm_walk *hw)
 	/* A page that comes and goes must not hold a dying task for good. */
 	if (fatal_signal_pending(current))
 		return -EINTR;
-	if (hw->addr == hw->tried)
+	if (hw->addr == hw->tried) {
 		flags |= FAULT_FLAG_TRIED;
+		hw->tried = HMM_NOWHERE;
+	}
 
 	fault = hmm_handle_fault(hw->vma, hw->addr, flags);
 	if (unlikely(fault & (VM_FAULT_RETRY | VM_FAULT_COMPLETED)) &&
@@ -1255,7 +1257,6 @@ static int hmm_attempt(struct hmm_walk *hw)
 	int ret;
 
 	hw->addr = range->start;
-	hw->tried = HMM_NOWHERE;
 	range->notifier_seq = mmu_interval_read_begin(range->notifier);
 	do {
 		if (hmm_lock(mm))

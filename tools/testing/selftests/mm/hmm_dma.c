@@ -486,7 +486,7 @@ TEST_F(dmirror, bad_input)
 	EXPECT_EQ(-EFAULT, dma_pieces(&self->dev, &m, 0, NPAGES));
 	EXPECT_EQ(4, dma_pieces(&self->dev, &m, 0, 4));
 	EXPECT_EQ(-EINVAL, dm_op(&self->dev, HMM_DMIRROR_IOC(0x1f), m.cpu, 1, NULL));
-	EXPECT_EQ(-EINVAL, dm_op(&self->dev, HMM_DMIRROR_IOC(0x21), m.cpu, 1, NULL));
+	EXPECT_EQ(-EINVAL, dm_op(&self->dev, HMM_DMIRROR_IOC(0x22), m.cpu, 1, NULL));
 	dm_free(&m);
 }
 
