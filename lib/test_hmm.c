@@ -760,7 +760,10 @@ static int dmirror_migrate_to_sys(struct dmirror *dm,
 
 static int dmirror_to_dev(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 			  struct dmirror_scratch *scratch,
-			  typeof(hmm_devmem_migrate_to_device) *move)
+			  int (*move)(struct hmm_devmem *devmem,
+				      struct mm_struct *mm, unsigned long start,
+				      unsigned long end,
+				      struct hmm_devmem_result *result))
 {
 	unsigned long end = cmd->addr + (cmd->npages << PAGE_SHIFT);
 	struct hmm_devmem_result result = { };

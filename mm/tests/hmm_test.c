@@ -519,10 +519,14 @@ static void vma_flags_change(struct mirror *m, vm_flags_t set, vm_flags_t clear)
 /* A fatal signal, until the end of the test or flush_signals(). */
 static void get_killed(void)
 {
-	spin_lock_irq(&current->sighand->siglock);
+	/* A task has its own for as long as it lives. */
+	struct sighand_struct *sighand =
+		rcu_dereference_protected(current->sighand, true);
+
+	spin_lock_irq(&sighand->siglock);
 	sigaddset(&current->pending.signal, SIGKILL);
 	set_thread_flag(TIF_SIGPENDING);
-	spin_unlock_irq(&current->sighand->siglock);
+	spin_unlock_irq(&sighand->siglock);
 }
 
 /* What each bad input is answered, by both entry points. */

@@ -379,8 +379,8 @@ static void clear_ram(struct page *page, unsigned long nr)
  * it cannot be mapped for DMA now.
  */
 static int step_init(struct nouveau_dmem_job *job,
-		      struct nouveau_dmem_step *step,
-		      const struct hmm_devmem_copy *copy)
+		     struct nouveau_dmem_step *step,
+		     const struct hmm_devmem_copy *copy)
 {
 	bool to_vram = job->dir == DMA_TO_DEVICE;
 	struct page *vram = to_vram ? copy->dst : copy->src;
