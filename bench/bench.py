@@ -54,7 +54,7 @@ class Boot:
         args = argparse.Namespace(
             image=kernel.image, initrd=kernel.initrd, mem=MEMORY_MB, numa=False,
             smp=2 if wall else 1, append=os.environ.get("APPEND", ""),
-            accel=None if wall else "tcg", qemu=[*(ICOUNT if exact else ()), *qemu])
+            accel=None if wall else "tcg,thread=single", qemu=[*(ICOUNT if exact else ()), *qemu])
         steps = [("load", LOAD)]
         steps += [(row.name, f"{prefix}hmm_bench {row.command}") for row in todo]
         cmdline = ["quiet", "loglevel=4", "tsc=reliable"]
