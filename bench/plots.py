@@ -76,7 +76,7 @@ def draw(script, path):
     """The same picture as SVG and PNG."""
     for kind, terminal in (("svg", "svg size 900,480 dynamic font 'sans,12' background 'white'"),
                            ("png", "pngcairo size 900,480 font 'sans,10'")):
-        text = f"set terminal {terminal}\nset output {quote(f'{path}.{kind}')}\n{script}"
+        text = f"set terminal {terminal} noenhanced\nset output {quote(f'{path}.{kind}')}\n{script}"
         out = subprocess.run(["gnuplot", "-"], input=text, text=True, check=False,
                              capture_output=True)
         if out.returncode:
