@@ -404,6 +404,27 @@ static pgprot_t pgmap_pgprot(const struct dev_pagemap *pgmap)
 	}
 }
 
+/* A struct page is a multiple of this, and 8 words in most kernels. */
+#define STRUCT_PAGE_WORDS	(sizeof(struct page) / sizeof(unsigned long))
+
+/*
+ * Word by word, and by an array of its own, so that the compiler keeps the model
+ * in registers: as struct assignment it would be read for each page anew.
+ */
+static void copy_struct_pages(struct page *pages, unsigned long nr,
+			      const struct page *model)
+{
+	unsigned long words[STRUCT_PAGE_WORDS];
+	struct page *page;
+	unsigned int i;
+
+	memcpy(words, model, sizeof(words));
+	for (page = pages; page < pages + nr; page++)
+#pragma GCC unroll 16
+		for (i = 0; i < STRUCT_PAGE_WORDS; i++)
+			((unsigned long *)page)[i] = words[i];
+}
+
 /*
  * Struct pages of device memory differ in nothing, unless they are compound or
  * know their own place. Core mm initialises two, which shows whether they do; if
@@ -412,8 +433,8 @@ static pgprot_t pgmap_pgprot(const struct dev_pagemap *pgmap)
 static bool init_pages_by_copy(struct zone *zone, struct dev_pagemap *pgmap,
 			       unsigned long pfn, unsigned long end)
 {
-	struct page *page = pfn_to_page(pfn);
-	struct page model;
+	const struct page *model = pfn_to_page(pfn);
+	unsigned long nr;
 
 #ifdef SECTION_IN_PAGE_FLAGS
 	return false;
@@ -423,12 +444,14 @@ static bool init_pages_by_copy(struct zone *zone, struct dev_pagemap *pgmap,
 		return false;
 
 	memmap_init_zone_device(zone, pfn, 2, pgmap);
-	if (memcmp(page, page + 1, sizeof(*page)))
+	if (memcmp(model, model + 1, sizeof(*model)))
 		return false;
 
-	model = *page;
-	for (pfn += 2, page += 2; pfn < end; pfn++, page++) {
-		*page = model;
+	for (pfn += 2; pfn < end; pfn += nr) {
+		struct page *page = pfn_to_page(pfn);
+
+		nr = min(pageblock_end_pfn(pfn), end) - pfn;
+		copy_struct_pages(page, nr, model);
 		if (pageblock_aligned(pfn)) {
 			set_pageblock_migratetype(page, MIGRATE_MOVABLE);
 			cond_resched();
@@ -799,35 +822,125 @@ bool pfn_in_pgmap(unsigned long pfn)
 
 /* --- A page's life ------------------------------------------------------- */
 
+/*
+ * Tails of a large folio are written once, not each time that it is given out: a
+ * folio that is freed leaves its struct pages as they are, and marks the first.
+ * While the mark is there, pages of it were given out as nothing else since.
+ *
+ *	given out				the mark
+ *	a folio there, of that order		goes; tails are taken as they are
+ *	a folio there, of another order		goes
+ *	a folio within				is a tail: takes it from its head
+ *	a folio around				goes: its page becomes a tail
+ *
+ * Nobody but who gives out these pages sets or looks at it. A split needs nothing:
+ * a folio in use has no mark, and its pages, freed one by one, get none.
+ *
+ * Tails without a mark on their head are just old, until they are given out: what
+ * they call their head may be free, or a smaller folio in use. Who comes by pfn
+ * may find that:
+ *
+ *	migrate_device_range()	needs a reference of the head, and looks whether
+ *				the page is within (claim_device_folio())
+ *	memory_failure()	asks the driver by pfn; without its callback it looks
+ *				at the head's mapping, and does nothing
+ *	/proc/kpageflags and others of pfn_to_online_page()
+ *				do not get at pages of a page map
+ *	a PTE that is gone	its reader looks again before it trusts the page
+ */
+#define TAILS_GOOD		BIT(PG_owner_priv_1)
+
 /* Flags that are not about what a process did with the folio. */
 #define DEVICE_FOLIO_FLAGS	(BIT(PG_locked) | BIT(PG_head) | BIT(PG_reserved))
 
+/* Of the flags of a page that was free those stay that say where it is. */
+#define GONE_WHEN_GIVEN_OUT	(PAGE_FLAGS_CHECK_AT_PREP & ~BIT(PG_reserved))
+
+/* Atomic: memory_failure() marks pages that nobody uses, too. */
+static void clear_flags(struct page *page)
+{
+	if (page->flags & GONE_WHEN_GIVEN_OUT)
+		set_mask_bits(&page->flags, GONE_WHEN_GIVEN_OUT, 0);
+}
+
 /*
  * What a page was before does not matter: head, tail or alone, in a folio of
- * whatever order. Of the flags those stay that say where it is.
+ * whatever order.
  */
 static void make_blank(struct page *page, struct dev_pagemap *pgmap)
 {
-	const unsigned long gone = PAGE_FLAGS_CHECK_AT_PREP & ~BIT(PG_reserved);
-
-	/* Atomic: memory_failure() marks pages that nobody uses, too. */
-	if (page->flags & gone)
-		set_mask_bits(&page->flags, gone, 0);
+	clear_flags(page);
 	page->pgmap = pgmap;
 	page->mapping = NULL;
 	set_page_private(page, 0);
 }
 
-static void make_compound(struct page *head, struct dev_pagemap *pgmap,
-			  unsigned int order)
+static void make_tails(struct page *head, unsigned int order)
+{
+	int i;
+
+	for (i = 1; i < 1 << order; i++) {
+		clear_flags(head + i);
+		prep_compound_tail(head, i);
+	}
+}
+
+/*
+ * A process that ends leaves PageAnonExclusive, and memory_failure() what it
+ * likes. Two pages at a time, to have done with those that have nothing, which is
+ * most. The first tail has flags of the folio.
+ */
+static void clean_tails(struct page *head, unsigned int order)
+{
+	unsigned long i, seen = 0;
+
+	clear_flags(head + 1);
+	for (i = 2; i < 1UL << order; i += 2)
+		seen |= head[i].flags | head[i + 1].flags;
+	if (!(seen & GONE_WHEN_GIVEN_OUT))
+		return;
+	for (i = 2; i < 1UL << order; i++)
+		clear_flags(head + i);
+}
+
+static bool has_good_tails(struct page *head, unsigned int order)
 {
 	unsigned long i;
 
+	if (!(head->flags & TAILS_GOOD) || compound_order(head) != order)
+		return false;
+	if (!IS_ENABLED(CONFIG_DEBUG_VM))
+		return true;
+	for (i = 1; i < 1UL << order; i++)
+		if (WARN_ON_ONCE(compound_head(head + i) != head ||
+				 page_private(head + i) ||
+				 (i > 2 && head[i].mapping != TAIL_MAPPING)))
+			return false;
+	return true;
+}
+
+/*
+ * What was a folio around this page will not be it again. Its head may be in use
+ * by now as something smaller, and has no mark then.
+ */
+static void leave_folio(struct page *page)
+{
+	struct page *head = compound_head(page);
+
+	if (head != page && (READ_ONCE(head->flags) & TAILS_GOOD))
+		clear_bit(PG_owner_priv_1, &head->flags);
+}
+
+static void make_compound(struct page *head, struct dev_pagemap *pgmap,
+			  unsigned int order)
+{
+	bool good = has_good_tails(head, order);
+
 	make_blank(head, pgmap);
-	for (i = 1; i < 1UL << order; i++) {
-		make_blank(head + i, pgmap);
-		prep_compound_tail(head, i);
-	}
+	if (good)
+		clean_tails(head, order);
+	else
+		make_tails(head, order);
 	__folio_set_head((struct folio *)head);
 	prep_compound_head(head, order);
 }
@@ -845,10 +958,16 @@ static void make_compound(struct page *head, struct dev_pagemap *pgmap,
 void zone_device_folio_prepare(struct folio *folio, struct dev_pagemap *pgmap,
 			       unsigned int order)
 {
+	struct page *page = &folio->page;
+
+	if (likely(!order && !PageCompound(page)))
+		return;
+	/* Folios are aligned: what was around the first page was so around all. */
+	leave_folio(page);
 	if (order)
-		make_compound(&folio->page, pgmap, order);
-	else if (unlikely(PageCompound(&folio->page)))
-		make_blank(&folio->page, pgmap);
+		make_compound(page, pgmap, order);
+	else
+		make_blank(page, pgmap);
 }
 
 /**
@@ -914,53 +1033,83 @@ void zone_device_page_init(struct page *page)
 EXPORT_SYMBOL_GPL(zone_device_page_init);
 
 /*
+ * The flags, PageAnonExclusive among them. Atomic: memory_failure() marks pages
+ * that nobody uses, too.
+ */
+static __always_inline void scrub_flags(struct folio *folio, unsigned long nr)
+{
+	const unsigned long gone = PAGE_FLAGS_CHECK_AT_PREP & ~DEVICE_FOLIO_FLAGS;
+	unsigned long flags = READ_ONCE(folio->flags);
+
+	if (!(flags & gone))
+		return;
+	/* munlock() does not find a folio that the CPU cannot address. */
+	if (unlikely(flags & BIT(PG_mlocked)))
+		zone_stat_mod_folio(folio, NR_MLOCK, -nr);
+	set_mask_bits(&folio->flags, gone, 0);
+}
+
+/*
  * What the process left on the folio goes, so that the next one finds it blank.
  * mapping may still say that it is anonymous; what it points to is gone. Tails
  * are cleaned when they are given out.
  */
-static void scrub_folio(struct folio *folio)
+static __always_inline void scrub_folio(struct folio *folio, unsigned long nr)
 {
-	const unsigned long gone = PAGE_FLAGS_CHECK_AT_PREP & ~DEVICE_FOLIO_FLAGS;
-
-	mem_cgroup_uncharge(folio);
-	if (folio_test_anon(folio)) {
-		__ClearPageAnonExclusive(&folio->page);
+	if (folio_memcg_charged(folio))
+		mem_cgroup_uncharge(folio);
+	scrub_flags(folio, nr);
+	if (nr > 1 && folio_test_anon(folio))
 		mod_mthp_stat(folio_order(folio), MTHP_STAT_NR_ANON, -1);
-	}
 	folio->mapping = NULL;
-
-	/* munlock() does not find a folio that the CPU cannot address. */
-	if (folio_test_clear_mlocked(folio))
-		zone_stat_mod_folio(folio, NR_MLOCK, -folio_nr_pages(folio));
-	/* Atomic: memory_failure() marks pages that nobody uses, too. */
-	if (folio->flags & gone)
-		set_mask_bits(&folio->flags, gone, 0);
 }
 
-/*
- * free_zone_device_folio() - the last reference of a device folio is gone
- *
- * The references of the page map are dropped last: until then the struct pages
- * stay, even if folio_free makes the driver's teardown go on. A page that is
- * born with a reference has it back before the driver may give it out again.
- */
+static void tell_driver(const struct dev_pagemap_ops *ops, struct folio *folio)
+{
+	if (ops->folio_free)
+		ops->folio_free(folio);
+	else
+		ops->page_free(&folio->page);
+}
+
+static __always_inline void free_given_out(struct folio *folio,
+					   struct dev_pagemap *pgmap,
+					   unsigned long nr)
+{
+	scrub_folio(folio, nr);
+	if (nr > 1)
+		set_bit(PG_owner_priv_1, &folio->flags);
+	tell_driver(pgmap->ops, folio);
+	/* Last: until then the struct pages stay, whatever the driver does. */
+	percpu_ref_put_many(&pgmap->ref, nr);
+}
+
+/* Apart, as single pages are many. */
+static noinline void free_large(struct folio *folio, struct dev_pagemap *pgmap)
+{
+	free_given_out(folio, pgmap, folio_nr_pages(folio));
+}
+
+/* It has its count back before the driver may hand it out again. */
+static noinline void free_born(struct folio *folio,
+			       const struct dev_pagemap_ops *ops)
+{
+	if (WARN_ON_ONCE(!ops || !(ops->folio_free || ops->page_free)))
+		return;
+	scrub_folio(folio, folio_nr_pages(folio));
+	folio_set_count(folio, 1);
+	tell_driver(ops, folio);
+}
+
+/* free_zone_device_folio() - the last reference of a device folio is gone */
 void free_zone_device_folio(struct folio *folio)
 {
 	struct dev_pagemap *pgmap = folio->page.pgmap;
-	bool given_out = rules_of(pgmap)->given_out;
-	unsigned long nr = folio_nr_pages(folio);
 
-	if (WARN_ON_ONCE(!pgmap->ops || !(pgmap->ops->folio_free ||
-					  pgmap->ops->page_free)))
-		return;
-
-	scrub_folio(folio);
-	if (!given_out)
-		folio_set_count(folio, 1);
-	if (pgmap->ops->folio_free)
-		pgmap->ops->folio_free(folio);
+	if (!rules_of(pgmap)->given_out)
+		free_born(folio, pgmap->ops);
+	else if (folio_test_large(folio))
+		free_large(folio, pgmap);
 	else
-		pgmap->ops->page_free(&folio->page);
-	if (given_out)
-		percpu_ref_put_many(&pgmap->ref, nr);
+		free_given_out(folio, pgmap, 1);
 }

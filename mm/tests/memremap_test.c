@@ -100,6 +100,12 @@ static unsigned long unit_pfn(struct room *room, int unit)
 	return PHYS_PFN(unit_addr(room, unit));
 }
 
+/* Page @i of the page map, which may become the first of a folio. */
+static struct folio *folio_at(struct map *map, unsigned long i)
+{
+	return (struct folio *)pfn_to_page(PHYS_PFN(map->pgmap.range.start) + i);
+}
+
 static void set_range(struct room *room, struct range *range, int unit, int nr)
 {
 	range->start = unit_addr(room, unit);
@@ -856,6 +862,283 @@ static void only_fsdax_makes_put_page_slower(struct kunit *test)
 }
 #endif
 
+/* --- Large folios: written once, used again ------------------------------- */
+
+#define LARGE_ORDER	ilog2(UNIT_PAGES)
+
+/* Only ever set by itself, and read by who gives out the folio. */
+static bool is_marked(struct folio *folio)
+{
+	return test_bit(PG_owner_priv_1, &folio->flags);
+}
+
+static struct folio *give_out(struct map *map, unsigned long i, unsigned int order)
+{
+	struct folio *folio = folio_at(map, i);
+
+	zone_device_folio_init(folio, &map->pgmap, order);
+	folio_unlock(folio);
+	return folio;
+}
+
+/* Flags that it may have: where it is, and that it is the first of many. */
+static bool has_strange_flags(struct page *page, unsigned long i, unsigned int order)
+{
+	unsigned long flags = page->flags & PAGE_FLAGS_CHECK_AT_PREP & ~BIT(PG_reserved);
+
+	if (i == 1 && order)
+		return flags != order;
+	return flags != (!i && order ? BIT(PG_head) : 0);
+}
+
+/* How many pages are not what a folio of this order, just given out, has. */
+static unsigned long wrong_pages(struct folio *folio, unsigned int order)
+{
+	unsigned long i, wrong = 0;
+
+	for (i = 0; i < 1UL << order; i++) {
+		struct page *page = &folio->page + i;
+
+		wrong += page_folio(page) != folio || PageTail(page) != !!i ||
+			 page_ref_count(page) != !i || page_private(page) ||
+			 atomic_read(&page->_mapcount) != -1 ||
+			 has_strange_flags(page, i, order) ||
+			 (i > 2 && page->mapping != TAIL_MAPPING);
+	}
+	wrong += folio_order(folio) != order || folio_nr_pages(folio) != 1UL << order;
+	wrong += folio->mapping || is_marked(folio);
+	if (order)
+		wrong += folio_mapcount(folio) || folio_maybe_dma_pinned(folio) ||
+			 atomic_read(&folio->_nr_pages_mapped);
+	if (order > 1)
+		wrong += !list_empty(&folio->_deferred_list);
+	return wrong;
+}
+
+/* As a process leaves it that ends with the folio mapped by PTEs. */
+static void leave(struct folio *folio)
+{
+	unsigned long i;
+
+	folio->mapping = (void *)PAGE_MAPPING_ANON;
+	folio_mark_uptodate(folio);
+	folio_set_swapbacked(folio);
+	for (i = 0; i < folio_nr_pages(folio); i++)
+		set_bit(PG_anon_exclusive, &folio_page(folio, i)->flags);
+	if (folio_test_large(folio)) {
+		folio_set_large_rmappable(folio);
+		/* Which the rmap counts. */
+		mod_mthp_stat(folio_order(folio), MTHP_STAT_NR_ANON, 1);
+	}
+	folio_put(folio);
+}
+
+/* Given out, found right, used and freed. */
+static void live(struct map *map, unsigned long i, unsigned int order)
+{
+	struct folio *folio = give_out(map, i, order);
+
+	KUNIT_EXPECT_EQ_MSG(map->room->test, wrong_pages(folio, order), 0UL,
+			    "page %lu, order %u", i, order);
+	leave(folio);
+	KUNIT_EXPECT_EQ(map->room->test, is_marked(folio), !!order);
+}
+
+static void one_more(struct map *map) {}
+
+static void twice_more(struct map *map)
+{
+	live(map, 0, LARGE_ORDER);
+	live(map, 0, LARGE_ORDER);
+}
+
+static void first_page_alone(struct map *map)
+{
+	live(map, 0, 0);
+}
+
+static void last_page_alone(struct map *map)
+{
+	live(map, UNIT_PAGES - 1, 0);
+}
+
+static void first_part(struct map *map)
+{
+	live(map, 0, 4);
+}
+
+static void part_inside(struct map *map)
+{
+	live(map, 64, 4);
+}
+
+static void two_orders_in_turn(struct map *map)
+{
+	live(map, 0, 4);
+	live(map, 0, LARGE_ORDER);
+	live(map, 16, 4);
+	live(map, 0, LARGE_ORDER);
+	live(map, 16, 4);
+}
+
+static void all_pages_alone(struct map *map)
+{
+	unsigned long i;
+
+	for (i = 0; i < UNIT_PAGES; i++)
+		live(map, i, 0);
+}
+
+static void parts_of_parts(struct map *map)
+{
+	live(map, 256, 8);
+	live(map, 256, 7);
+	live(map, 384, 2);
+	live(map, 256, 8);
+}
+
+static void beside(struct map *map)
+{
+	live(map, UNIT_PAGES, LARGE_ORDER);
+	live(map, UNIT_PAGES, 0);
+}
+
+static const struct meanwhile {
+	const char *name;
+	void (*happens)(struct map *map);
+	bool kept;		/* what the folio's tails say */
+} meanwhiles[] = {
+	{ "nothing", one_more, true },
+	{ "the same", twice_more, true },
+	{ "its neighbour is used", beside, true },
+	{ "its first page alone", first_page_alone, false },
+	{ "its last page alone", last_page_alone, false },
+	{ "a folio where it begins", first_part, false },
+	{ "a folio inside", part_inside, false },
+	{ "two orders in turn", two_orders_in_turn, false },
+	{ "each page alone", all_pages_alone, false },
+	{ "folios inside of folios", parts_of_parts, false },
+};
+
+static void meanwhile_desc(const struct meanwhile *m, char *desc)
+{
+	strscpy(desc, m->name, KUNIT_PARAM_DESC_SIZE);
+}
+
+KUNIT_ARRAY_PARAM(meanwhiles, meanwhiles, meanwhile_desc);
+
+/* A large folio begins where there was one before, and something between. */
+static void large_folio_is_used_again(struct kunit *test)
+{
+	const struct meanwhile *m = test->param_value;
+	struct map *map = new_mapped(test->priv, MEMORY_DEVICE_PRIVATE, 0, 2);
+	struct page *tail = &folio_at(map, 7)->page;
+
+	live(map, 0, LARGE_ORDER);
+	m->happens(map);
+	KUNIT_EXPECT_EQ(test, is_marked(folio_at(map, 0)),
+			m->kept || m->happens == first_part);
+	/* With all checks, it is noticed that this is not as it was left. */
+	if (!IS_ENABLED(CONFIG_DEBUG_VM)) {
+		set_page_private(tail, 77);
+		leave(give_out(map, 0, LARGE_ORDER));
+		KUNIT_EXPECT_EQ(test, page_private(tail), m->kept ? 77UL : 0UL);
+		set_page_private(tail, 0);
+	}
+	live(map, 0, LARGE_ORDER);
+	live(map, 0, LARGE_ORDER);
+	unmap(map);
+}
+
+/* What its tails say of it is old, but it is not theirs to say. */
+static void folio_in_use_is_left_alone(struct kunit *test)
+{
+	struct map *map = new_mapped(test->priv, MEMORY_DEVICE_PRIVATE, 0, 1);
+	struct folio *folio;
+
+	live(map, 0, LARGE_ORDER);
+	folio = give_out(map, 0, 4);
+	KUNIT_EXPECT_PTR_EQ(test, page_folio(&folio->page + 100), folio);
+	live(map, 100, 0);
+	live(map, 128, 5);
+	KUNIT_EXPECT_EQ(test, wrong_pages(folio, 4), 0UL);
+	leave(folio);
+	live(map, 0, LARGE_ORDER);
+	unmap(map);
+}
+
+/* memory_failure() marks whatever it is told. */
+static void poison_outlives_the_folio(struct kunit *test)
+{
+	struct map *map = new_mapped(test->priv, MEMORY_DEVICE_PRIVATE, 0, 1);
+	struct page *tail = &folio_at(map, 9)->page;
+
+	live(map, 0, LARGE_ORDER);
+	set_bit(PG_hwpoison, &tail->flags);
+	live(map, 0, LARGE_ORDER);
+	KUNIT_EXPECT_TRUE(test, PageHWPoison(tail));
+	clear_bit(PG_hwpoison, &tail->flags);
+	unmap(map);
+}
+
+/*
+ * What is a tail of the large folio: two threads, each with folios of its own of
+ * these pages, which do not know of each other.
+ */
+struct tenant {
+	struct map *map;
+	unsigned long at;
+	unsigned int order;
+	unsigned long wrong;
+	struct completion go, done;
+};
+
+#define TENANT_ROUNDS	300
+
+static int tenant_thread(void *arg)
+{
+	struct tenant *t = arg;
+	struct folio *folio;
+	int round;
+
+	for (round = 0; round < TENANT_ROUNDS; round++) {
+		wait_for_completion(&t->go);
+		folio = give_out(t->map, t->at, t->order);
+		t->wrong += wrong_pages(folio, t->order);
+		leave(folio);
+		complete(&t->done);
+	}
+	return 0;
+}
+
+static void parts_are_given_out_at_once(struct kunit *test)
+{
+	struct map *map = new_mapped(test->priv, MEMORY_DEVICE_PRIVATE, 0, 1);
+	struct tenant tenants[2] = {
+		{ .map = map, .at = 0, .order = 4 },
+		{ .map = map, .at = 64, .order = 0 },
+	};
+	int i, round;
+
+	for (i = 0; i < 2; i++) {
+		init_completion(&tenants[i].go);
+		init_completion(&tenants[i].done);
+	}
+	for (i = 0; i < 2; i++)
+		KUNIT_ASSERT_FALSE(test, IS_ERR(kthread_run(tenant_thread, &tenants[i],
+							    "tenant %d", i)));
+	for (round = 0; round < TENANT_ROUNDS; round++) {
+		live(map, 0, LARGE_ORDER);
+		for (i = 0; i < 2; i++)
+			complete(&tenants[i].go);
+		for (i = 0; i < 2; i++)
+			wait_for_completion(&tenants[i].done);
+	}
+	KUNIT_EXPECT_EQ(test, tenants[0].wrong + tenants[1].wrong, 0UL);
+	live(map, 0, LARGE_ORDER);
+	unmap(map);
+}
+
 /* --- Managed, again and again, and at the same time ------------------------ */
 
 static void devm_unmaps_with_the_device(struct kunit *test)
@@ -976,6 +1259,10 @@ static struct kunit_case memremap_cases[] = {
 #ifdef CONFIG_FS_DAX
 	KUNIT_CASE_PARAM(only_fsdax_makes_put_page_slower, types_gen_params),
 #endif
+	KUNIT_CASE_PARAM(large_folio_is_used_again, meanwhiles_gen_params),
+	KUNIT_CASE(folio_in_use_is_left_alone),
+	KUNIT_CASE(poison_outlives_the_folio),
+	KUNIT_CASE(parts_are_given_out_at_once),
 	KUNIT_CASE(devm_unmaps_with_the_device),
 	KUNIT_CASE(maps_again_and_again),
 	KUNIT_CASE(rivals_never_both_win),
