@@ -64,7 +64,6 @@
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
-#include <linux/vmalloc.h>
 #include <linux/xarray.h>
 
 #include "test_hmm_uapi.h"
@@ -72,7 +71,13 @@
 /* Pages in one step of a walk, a migration or an eviction: a PMD's worth. */
 #define DMIRROR_BATCH		512
 
-/* Pages in one ioctl: 4 GiB. WRITE copies all of it into the kernel first. */
+/*
+ * Pages in the buffer between the device and the caller: so few that it is one
+ * allocation, and so many that a lock for each time it is full costs nothing.
+ */
+#define DMIRROR_BUFFER		32UL
+
+/* Pages in one ioctl: 4 GiB. */
 #define DMIRROR_MAX_PAGES	BIT(20)
 
 /* How long RELEASE and the last close try to get pages back. */
@@ -147,7 +152,10 @@ static struct dmirror_device *devmem_device(const struct hmm_devmem *devmem)
 	return container_of(devmem->device, struct dmirror_device, dev);
 }
 
-/* A private folio has as many pages of RAM in a row for its content. */
+/*
+ * A private folio has as many pages of RAM in a row for its content: one
+ * allocation, until the folio is split.
+ */
 static struct page *page_backing(struct page *page)
 {
 	struct folio *folio = page_folio(page);
@@ -168,9 +176,8 @@ static int dmirror_folio_init(struct hmm_devmem *devmem, struct folio *folio)
 		backing = alloc_pages(GFP_HIGHUSER | __GFP_NOWARN, order);
 		if (!backing)
 			return -ENOMEM;
-		/* The folio may be split: then its pages are freed one by one. */
-		if (order)
-			split_page(backing, order);
+		/* For a split: the folio does not know it any more then. */
+		set_page_private(backing, order);
 		folio_set_zone_device_data(folio, backing);
 	}
 	atomic64_add(1UL << order, &devmem_device(devmem)->allocated);
@@ -179,22 +186,26 @@ static int dmirror_folio_init(struct hmm_devmem *devmem, struct folio *folio)
 
 static void dmirror_folio_exit(struct hmm_devmem *devmem, struct folio *folio)
 {
-	unsigned long i, nr = folio_nr_pages(folio);
-	struct page *backing = folio_zone_device_data(folio);
+	unsigned int order = folio_order(folio);
 
 	if (devmem->type == MEMORY_DEVICE_PRIVATE)
-		for (i = 0; i < nr; i++)
-			__free_page(backing + i);
-	atomic64_add(nr, &devmem_device(devmem)->freed);
+		__free_pages(folio_zone_device_data(folio), order);
+	atomic64_add(1UL << order, &devmem_device(devmem)->freed);
 }
 
 static void dmirror_folio_split(struct folio *head, struct folio *tail)
 {
 	struct page *backing = folio_zone_device_data(head);
 
-	if (tail && folio_is_device_private(head))
-		folio_set_zone_device_data(tail, backing +
-					   (folio_pfn(tail) - folio_pfn(head)));
+	if (!tail || !folio_is_device_private(head))
+		return;
+	/* With the first tail: from now on its pages are freed one by one. */
+	if (page_private(backing)) {
+		split_page(backing, page_private(backing));
+		set_page_private(backing, 0);
+	}
+	folio_set_zone_device_data(tail, backing +
+				   (folio_pfn(tail) - folio_pfn(head)));
 }
 
 /* Large folios fail once after HMM_DMIRROR_FLAG_FAIL_ALLOC. */
@@ -210,21 +221,27 @@ static bool dmirror_may_alloc(struct hmm_devmem *devmem, bool to_device,
 	return false;
 }
 
+/* On both sides the pages are of one folio. */
+static void dmirror_copy_folio(const struct hmm_devmem_copy *copy)
+{
+	struct page *dst = page_backing(copy->dst);
+	struct page *src = copy->src ? page_backing(copy->src) : NULL;
+	unsigned long k;
+
+	for (k = 0; k < copy->nr; k++)
+		if (src)
+			copy_highpage(dst + k, src + k);
+		else
+			clear_highpage(dst + k);
+}
+
 static int dmirror_copy_pages(struct hmm_devmem_batch *batch)
 {
-	unsigned long i, k;
+	unsigned long i;
 
 	atomic64_add(batch->nr, &devmem_device(batch->devmem)->copies);
-	for (i = 0; i < batch->nr; i++) {
-		struct hmm_devmem_copy *copy = &batch->copies[i];
-
-		for (k = 0; k < copy->nr; k++)
-			if (copy->src)
-				copy_highpage(page_backing(copy->dst + k),
-					      page_backing(copy->src + k));
-			else
-				clear_highpage(page_backing(copy->dst + k));
-	}
+	for (i = 0; i < batch->nr; i++)
+		dmirror_copy_folio(&batch->copies[i]);
 	return 0;
 }
 
@@ -262,13 +279,38 @@ static int device_add_memory(struct dmirror_device *device, int id)
 
 /* --- The mirror ---------------------------------------------------------- */
 
+/*
+ * Takes entries out of the device's page table, @last among them: many at once,
+ * as a process that ends has all of them.
+ */
+static void dmirror_erase(struct dmirror *dm, unsigned long first,
+			  unsigned long last, bool may_sleep)
+{
+	XA_STATE(xas, &dm->pt, first);
+	unsigned long n = 0;
+	void *entry;
+
+	lockdep_assert_held(&dm->lock);
+	xas_lock(&xas);
+	xas_for_each(&xas, entry, last) {
+		xas_store(&xas, NULL);
+		if (++n % DMIRROR_BATCH)
+			continue;
+		xas_pause(&xas);
+		xas_unlock(&xas);
+		if (may_sleep)
+			cond_resched();
+		xas_lock(&xas);
+	}
+	xas_unlock(&xas);
+}
+
 static bool dmirror_invalidate(struct mmu_interval_notifier *notifier,
 			       const struct mmu_notifier_range *range,
 			       unsigned long seq)
 {
 	struct dmirror *dm = container_of(notifier, struct dmirror, notifier);
-	unsigned long pfn;
-	void *entry;
+	bool may_sleep = mmu_notifier_range_blockable(range);
 
 	/*
 	 * make_device_exclusive() takes the page from the CPU, for us: what the
@@ -277,14 +319,13 @@ static bool dmirror_invalidate(struct mmu_interval_notifier *notifier,
 	if (range->event == MMU_NOTIFY_EXCLUSIVE && range->owner == dm)
 		return true;
 
-	if (mmu_notifier_range_blockable(range))
+	if (may_sleep)
 		mutex_lock(&dm->lock);
 	else if (!mutex_trylock(&dm->lock))
 		return false;
 	mmu_interval_set_seq(notifier, seq);
-	xa_for_each_range(&dm->pt, pfn, entry, range->start >> PAGE_SHIFT,
-			  (range->end - 1) >> PAGE_SHIFT)
-		xa_erase(&dm->pt, pfn);
+	dmirror_erase(dm, range->start >> PAGE_SHIFT,
+		      (range->end - 1) >> PAGE_SHIFT, may_sleep);
 	mutex_unlock(&dm->lock);
 	return true;
 }
@@ -376,37 +417,54 @@ static int dmirror_ask_and_lock(struct dmirror *dm, struct hmm_range *range,
  * The mutex is one that reclaim may wait for, by way of invalidate: so no
  * allocation under it reclaims.
  */
+#define DMIRROR_GFP		(GFP_NOWAIT | __GFP_NOWARN)
+
 static int dmirror_store(struct dmirror *dm, unsigned long pfn,
 			 struct page *page, unsigned long tag)
 {
 	lockdep_assert_held(&dm->lock);
 	return xa_err(xa_store(&dm->pt, pfn, xa_tag_pointer(page, tag),
-			       GFP_NOWAIT | __GFP_NOWARN));
+			       DMIRROR_GFP));
 }
 
-/* Stores what was found; with @only_ours, if it is in this device's memory. */
+/* What the device's page table has for a word of the mirror, or NULL. */
+static void *entry_of(struct dmirror *dm, unsigned long word, bool only_ours)
+{
+	struct page *page;
+
+	if (!(word & HMM_PFN_VALID))
+		return NULL;
+	page = hmm_pfn_to_page(word);
+	if (only_ours && !hmm_devmem_has_page(dm->device->devmem, page))
+		return NULL;
+	return xa_tag_pointer(page, word & HMM_PFN_WRITE ? DPTE_WRITE : 0);
+}
+
+/*
+ * Stores what was found; with @only_ours, if it is in this device's memory. Goes
+ * from entry to entry, and not from the root to each.
+ */
 static int dmirror_store_range(struct dmirror *dm, const struct hmm_range *range,
 			       bool only_ours)
 {
-	unsigned long pfn = range->start >> PAGE_SHIFT;
-	unsigned long n = (range->end - range->start) >> PAGE_SHIFT;
-	unsigned long i;
-	int err = 0;
+	unsigned long first = range->start >> PAGE_SHIFT;
+	unsigned long end = range->end >> PAGE_SHIFT;
+	XA_STATE(xas, &dm->pt, first);
 
-	for (i = 0; i < n && !err; i++) {
-		unsigned long entry = range->hmm_pfns[i];
-		struct page *page;
+	lockdep_assert_held(&dm->lock);
+	do {
+		xas_lock(&xas);
+		while (xas.xa_index < end && !xas_error(&xas)) {
+			void *entry = entry_of(dm, range->hmm_pfns[xas.xa_index - first],
+					       only_ours);
 
-		if (!(entry & HMM_PFN_VALID))
-			continue;
-		page = hmm_pfn_to_page(entry);
-		if (only_ours &&
-		    !hmm_devmem_has_page(dm->device->devmem, page))
-			continue;
-		err = dmirror_store(dm, pfn + i, page,
-				    entry & HMM_PFN_WRITE ? DPTE_WRITE : 0);
-	}
-	return err;
+			if (entry)
+				xas_store(&xas, entry);
+			xas_next(&xas);
+		}
+		xas_unlock(&xas);
+	} while (xas_nomem(&xas, DMIRROR_GFP));
+	return xas_error(&xas);
 }
 
 /*
@@ -507,8 +565,7 @@ static int dmirror_access(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 
 static void *alloc_buffer(unsigned long npages)
 {
-	return __vmalloc(npages << PAGE_SHIFT, GFP_KERNEL_ACCOUNT |
-			 __GFP_RETRY_MAYFAIL | __GFP_NOWARN);
+	return kvmalloc(npages << PAGE_SHIFT, GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
 }
 
 /*
@@ -519,7 +576,7 @@ static int dmirror_copy_out(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 			    bool fault, struct dmirror_scratch *scratch)
 {
 	char __user *uptr = u64_to_user_ptr(cmd->ptr);
-	unsigned long n = min(cmd->npages, DMIRROR_BATCH);
+	unsigned long n = min(cmd->npages, DMIRROR_BUFFER);
 	unsigned long addr = cmd->addr;
 	unsigned long left;
 	int err = 0;
@@ -530,7 +587,7 @@ static int dmirror_copy_out(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 		return -ENOMEM;
 
 	for (left = cmd->npages; left && !err; left -= n) {
-		n = min(left, DMIRROR_BATCH);
+		n = min(left, DMIRROR_BUFFER);
 		if (fault)
 			err = dmirror_access(dm, cmd, addr, n, buf, false,
 					     scratch);
@@ -543,7 +600,7 @@ static int dmirror_copy_out(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 		addr += n << PAGE_SHIFT;
 		uptr += n << PAGE_SHIFT;
 	}
-	vfree(buf);
+	kvfree(buf);
 	return err;
 }
 
@@ -553,20 +610,34 @@ static int dmirror_read(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 	return dmirror_copy_out(dm, cmd, true, scratch);
 }
 
+/* A bad buffer makes no half a write, unless it goes bad meanwhile. */
 static int dmirror_write(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 			 struct dmirror_scratch *scratch)
 {
-	void *buf = alloc_buffer(cmd->npages);
-	int err = -EFAULT;
+	const char __user *uptr = u64_to_user_ptr(cmd->ptr);
+	unsigned long n = min(cmd->npages, DMIRROR_BUFFER);
+	unsigned long addr = cmd->addr;
+	unsigned long left;
+	int err = 0;
+	void *buf;
 
+	if (fault_in_readable(uptr, cmd->npages << PAGE_SHIFT))
+		return -EFAULT;
+	buf = alloc_buffer(n);
 	if (!buf)
 		return -ENOMEM;
-	/* All of it first: a bad buffer must not make half a write. */
-	if (!copy_from_user(buf, u64_to_user_ptr(cmd->ptr),
-			    cmd->npages << PAGE_SHIFT))
-		err = dmirror_access(dm, cmd, cmd->addr, cmd->npages, buf, true,
-				     scratch);
-	vfree(buf);
+
+	for (left = cmd->npages; left && !err; left -= n) {
+		n = min(left, DMIRROR_BUFFER);
+		if (copy_from_user(buf, uptr, n << PAGE_SHIFT))
+			err = -EFAULT;
+		else
+			err = dmirror_access(dm, cmd, addr, n, buf, true,
+					     scratch);
+		addr += n << PAGE_SHIFT;
+		uptr += n << PAGE_SHIFT;
+	}
+	kvfree(buf);
 	return err;
 }
 
@@ -658,7 +729,7 @@ static int dmirror_dma_read(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 	if (!err)
 		err = dmirror_dma_walk(dm, cmd, &map, buf);
 	hmm_dma_map_free(dev, &map);
-	vfree(buf);
+	kvfree(buf);
 	return err;
 }
 

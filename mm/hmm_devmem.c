@@ -79,6 +79,12 @@ struct hmm_devmem_scratch {
 	struct hmm_devmem_copy	copies[BATCH];
 };
 
+/* As hmm_devmem_page_chunk(), of a page that is no tail. */
+static struct hmm_devmem_chunk *folio_chunk(const struct folio *folio)
+{
+	return container_of(folio->page.pgmap, struct hmm_devmem_chunk, pgmap);
+}
+
 /* --- Blocks: free pages of a chunk, under devmem->lock -------------------- */
 
 /*
@@ -380,7 +386,7 @@ static struct folio *alloc_device_folio(struct hmm_devmem *devmem,
 
 static void devmem_folio_free(struct folio *folio)
 {
-	struct hmm_devmem_chunk *chunk = hmm_devmem_page_chunk(&folio->page);
+	struct hmm_devmem_chunk *chunk = folio_chunk(folio);
 	struct hmm_devmem *devmem = chunk->devmem;
 
 	if (devmem->ops->folio_exit)
@@ -717,16 +723,11 @@ static void drop_folio(struct folio *folio)
 	folio_put(folio);
 }
 
-/*
- * Gives the sources that are to move a destination with their content: those
- * that get one, and whose copy works. The others stay.
- */
-static void fill_destinations(struct move *m)
+/* Destinations whose copy works are those of their sources. The others go. */
+static void copy_to_destinations(struct move *m)
 {
 	unsigned long i;
 
-	count_stayed(m);
-	alloc_destinations(m);
 	if (!m->nr_copies)
 		return;
 	copy_all(m);
@@ -744,6 +745,37 @@ static void fill_destinations(struct move *m)
 		if (copy->nr > 1)
 			*dst |= MIGRATE_PFN_COMPOUND;
 	}
+}
+
+/*
+ * Gives the sources that are to move a destination with their content: those
+ * that get one, and whose copy works. The others stay.
+ */
+static void fill_destinations(struct move *m)
+{
+	count_stayed(m);
+	alloc_destinations(m);
+	copy_to_destinations(m);
+}
+
+/* The same for one page that is to come to RAM: without lists of what there is. */
+static void fill_destination(struct move *m)
+{
+	struct folio *folio;
+
+	m->dst[0] = 0;
+	m->nr_copies = 0;
+	keep_hole(m, 0);
+	if (!nr_to_move(m, 0)) {
+		count_stayed(m);
+		return;
+	}
+	folio = alloc_ram_folio(m, 0, 0);
+	if (folio)
+		add_copy(m, 0, 0, &folio->page, 1);
+	else
+		m->result->no_memory++;
+	copy_to_destinations(m);
 }
 
 /* After the pages step: what had a destination has moved, or was in use. */
@@ -820,7 +852,10 @@ static vm_fault_t fault_migrate(struct vm_fault *vmf, struct move *m,
 	m->n = (end - start) >> PAGE_SHIFT;
 	if (migrate_vma_setup(&args))
 		return VM_FAULT_SIGBUS;
-	fill_destinations(m);
+	if (m->n == 1)
+		fill_destination(m);
+	else
+		fill_destinations(m);
 	migrate_vma_pages(&args);
 	moved = has_moved(m, at);
 	migrate_vma_finalize(&args);
@@ -836,7 +871,7 @@ static vm_fault_t fault_migrate(struct vm_fault *vmf, struct move *m,
 	return m->result->not_copied ? VM_FAULT_SIGBUS : 0;
 }
 
-static vm_fault_t fault_one_page(struct vm_fault *vmf, struct hmm_devmem *devmem)
+static vm_fault_t fault_page(struct vm_fault *vmf, struct hmm_devmem *devmem)
 {
 	unsigned long addr = vmf->address & PAGE_MASK;
 	struct hmm_devmem_result result = { };
@@ -858,25 +893,32 @@ static vm_fault_t fault_one_page(struct vm_fault *vmf, struct hmm_devmem *devmem
 }
 
 /* A large folio comes back whole: who touches one page will touch the others. */
-static vm_fault_t devmem_migrate_to_ram(struct vm_fault *vmf)
+static vm_fault_t fault_folio(struct vm_fault *vmf, struct hmm_devmem *devmem)
 {
-	struct hmm_devmem *devmem = hmm_devmem_page_chunk(vmf->page)->devmem;
-	struct hmm_devmem_scratch *scratch = NULL;
+	struct hmm_devmem_scratch *scratch;
 	struct hmm_devmem_result result = { };
 	unsigned long start, end;
 	struct move m;
 	vm_fault_t ret;
 
-	if (folio_test_large(page_folio(vmf->page)))
-		scratch = kvmalloc(sizeof(*scratch), GFP_KERNEL | __GFP_NOWARN);
+	scratch = kvmalloc(sizeof(*scratch), GFP_KERNEL | __GFP_NOWARN);
 	if (!scratch)
-		return fault_one_page(vmf, devmem);
+		return fault_page(vmf, devmem);
 	folio_range(vmf, &start, &end);
 	m = move_of(devmem, scratch, &result);
 	m.gfp = GFP_HIGHUSER_MOVABLE;
 	ret = fault_migrate(vmf, &m, start, end);
 	kvfree(scratch);
 	return ret;
+}
+
+static vm_fault_t devmem_migrate_to_ram(struct vm_fault *vmf)
+{
+	struct folio *folio = page_folio(vmf->page);
+	struct hmm_devmem *devmem = folio_chunk(folio)->devmem;
+
+	return folio_test_large(folio) ? fault_folio(vmf, devmem) :
+					 fault_page(vmf, devmem);
 }
 
 static const struct dev_pagemap_ops devmem_pagemap_ops = {

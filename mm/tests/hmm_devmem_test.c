@@ -116,6 +116,22 @@ static int driver_wait(struct hmm_devmem_batch *batch)
 	return d->wait_err;
 }
 
+/* Pages that are not what those of a folio are that nobody has used yet. */
+static unsigned long nr_used_before(struct folio *folio)
+{
+	unsigned long i, n = 0;
+
+	for (i = 0; i < folio_nr_pages(folio); i++) {
+		struct page *page = folio_page(folio, i);
+
+		n += page_folio(page) != folio || page_ref_count(page) ||
+		     atomic_read(&page->_mapcount) != -1 ||
+		     test_bit(PG_anon_exclusive, &page->flags) ||
+		     page_private(page);
+	}
+	return n + (folio->mapping || (folio_test_large(folio) && folio_mapcount(folio)));
+}
+
 static int driver_folio_init(struct hmm_devmem *devmem, struct folio *folio)
 {
 	struct driver *d = driver_of(devmem);
@@ -123,6 +139,7 @@ static int driver_folio_init(struct hmm_devmem *devmem, struct folio *folio)
 	struct page *backing;
 
 	KUNIT_EXPECT_NULL(d->test, folio_zone_device_data(folio));
+	KUNIT_EXPECT_EQ(d->test, nr_used_before(folio), 0UL);
 	if (!d->init_left)
 		return -ENOMEM;
 	if (d->init_left > 0)
@@ -714,6 +731,40 @@ static void huge_page_is_used_again_and_again(struct kunit *test)
 	}
 }
 
+static void unmap_buffer(struct driver *d, unsigned long i, unsigned long n)
+{
+	KUNIT_ASSERT_EQ(d->test, vm_munmap(addr_of(d, i), n * PAGE_SIZE), 0);
+	KUNIT_ASSERT_EQ(d->test, vm_mmap(NULL, addr_of(d, i), n * PAGE_SIZE,
+					 PROT_READ | PROT_WRITE, MAP_ANONYMOUS |
+					 MAP_PRIVATE | MAP_FIXED, 0), addr_of(d, i));
+	KUNIT_ASSERT_EQ(d->test, do_madvise(current->mm, d->buf, PMD_SIZE, MADV_HUGEPAGE), 0);
+}
+
+/*
+ * The device has room for this folio alone, so it is the same struct pages each
+ * time: after a process has ended with it, after half of that, and after a split.
+ */
+static void device_folio_begins_anew(struct kunit *test)
+{
+	struct driver *d = test->priv;
+	int round;
+
+	hmm_devmem_set_limit(d->devmem, CHUNK_SIZE);
+	for (round = 0; round < 8; round++) {
+		write_pages(d, HUGE_PAGES);
+		KUNIT_EXPECT_EQ(test, to_device(d, HUGE_PAGES).moved, HUGE_PAGES);
+		KUNIT_EXPECT_EQ(test, d->copies, 1UL);
+		if (round % 4 == 1)
+			unmap_buffer(d, 200, 100);
+		else if (round % 4 == 2)
+			KUNIT_EXPECT_EQ(test, to_ram(d, 100).moved, 100UL);
+		else if (round % 4 == 3)
+			KUNIT_EXPECT_EQ(test, read_pages(d, HUGE_PAGES), HUGE_PAGES);
+		unmap_buffer(d, 0, HUGE_PAGES);
+		KUNIT_EXPECT_EQ(test, in_use(d), 0);
+	}
+}
+
 static void pte_mapped_folio_goes_whole(struct kunit *test)
 {
 	struct driver *d = test->priv;
@@ -747,11 +798,7 @@ static void small_destinations_do_as_well(struct kunit *test)
 		KUNIT_EXPECT_EQ(test, order_at(d, 5), order);
 		KUNIT_EXPECT_EQ(test, read_pages(d, HUGE_PAGES), HUGE_PAGES);
 		KUNIT_EXPECT_EQ(test, in_use(d), 0);
-		KUNIT_ASSERT_EQ(test, vm_munmap(d->buf, PMD_SIZE), 0);
-		KUNIT_ASSERT_EQ(test, vm_mmap(NULL, d->buf, PMD_SIZE, PROT_READ | PROT_WRITE,
-					      MAP_ANONYMOUS | MAP_PRIVATE | MAP_FIXED, 0),
-				d->buf);
-		KUNIT_ASSERT_EQ(test, do_madvise(current->mm, d->buf, PMD_SIZE, MADV_HUGEPAGE), 0);
+		unmap_buffer(d, 0, HUGE_PAGES);
 	}
 }
 
@@ -893,6 +940,7 @@ static void huge_pages_are_evicted(struct kunit *test)
 static struct kunit_case hmm_devmem_large_cases[] = {
 	KUNIT_CASE(huge_page_goes_and_comes_back_whole),
 	KUNIT_CASE(huge_page_is_used_again_and_again),
+	KUNIT_CASE(device_folio_begins_anew),
 	KUNIT_CASE(pte_mapped_folio_goes_whole),
 	KUNIT_CASE(small_destinations_do_as_well),
 	KUNIT_CASE(device_folio_comes_back_in_small_pages),

@@ -404,6 +404,25 @@ TEST_F(bad_input, short_buffer)
 	EXPECT_CPU_SEES(&self->m, 0, 10);
 }
 
+/* Nor half a write, however far away the end is. */
+TEST_F(bad_input, short_buffer_of_a_long_write)
+{
+	const unsigned long n = 1000;
+	struct dm_mem to;
+	char *from;
+
+	ASSERT_EQ(0, dm_small(&to, n));
+	from = mmap(NULL, n * DM_PAGE, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, from);
+	ASSERT_EQ(0, mprotect(from + (n - 1) * DM_PAGE, DM_PAGE, PROT_NONE));
+	EXPECT_EQ(-EFAULT, one_call(&self->dev, WRITE, (uintptr_t)to.cpu, n,
+				    (uintptr_t)from));
+	EXPECT_CPU_SEES(&to, 0, n);
+	munmap(from, n * DM_PAGE);
+	dm_free(&to);
+}
+
 TEST_F(bad_input, commands)
 {
 	EXPECT_EQ(-1, ioctl(self->dev.fd, HMM_DMIRROR_READ, NULL));
