@@ -199,52 +199,76 @@ static unsigned long hmm_nr_content(const struct hmm_walk *hw,
 	return i;
 }
 
-/*
- * Has the caller anything in these words that is to be kept? Mostly not; then
- * to know it costs an instruction per page, and to keep it costs none.
- */
-static bool hmm_any_kept(const unsigned long *slot, unsigned long nr)
+/* What the caller wants to keep of eight words, in any of them. */
+static __always_inline unsigned long hmm_kept_in_8(const unsigned long *slot)
 {
-	unsigned long all = 0;
+	return (slot[0] | slot[1] | slot[2] | slot[3] |
+		slot[4] | slot[5] | slot[6] | slot[7]) & HMM_PFN_INOUT_FLAGS;
+}
 
-	for (; nr >= 8; nr -= 8, slot += 8)
-		all |= slot[0] | slot[1] | slot[2] | slot[3] |
-		       slot[4] | slot[5] | slot[6] | slot[7];
-	while (nr--)
-		all |= *slot++;
-	return all & HMM_PFN_INOUT_FLAGS;
+static __always_inline unsigned long hmm_keep(unsigned long word,
+					      unsigned long entry)
+{
+	return (word & HMM_PFN_INOUT_FLAGS) | entry;
 }
 
 static void hmm_store(unsigned long *slot, unsigned long entry)
 {
-	*slot = (*slot & HMM_PFN_INOUT_FLAGS) | entry;
+	*slot = hmm_keep(*slot, entry);
 }
 
-/* The unrolled part costs two instructions per page and little else. */
+/* Store entries that are @step apart, whatever is in the words. */
+static __always_inline void hmm_store_8(unsigned long *slot,
+					unsigned long entry, int step)
+{
+	slot[0] = entry;
+	slot[1] = entry + step;
+	slot[2] = entry + 2 * step;
+	slot[3] = entry + 3 * step;
+	slot[4] = entry + 4 * step;
+	slot[5] = entry + 5 * step;
+	slot[6] = entry + 6 * step;
+	slot[7] = entry + 7 * step;
+}
+
+static noinline void hmm_fill_keep(unsigned long *slot, unsigned long nr,
+				   unsigned long entry, int step)
+{
+	for (; nr; nr--, entry += step)
+		hmm_store(slot++, entry);
+}
+
+/* How many words are looked at before they are written. */
+#define HMM_FILL_BATCH	16UL
+
+/*
+ * To know whether there is something to keep takes an instruction per page, to
+ * store takes two, and not much comes on top: @step is a constant.
+ */
+static __always_inline void hmm_fill_by(unsigned long *slot, unsigned long nr,
+					unsigned long entry, int step)
+{
+	for (; nr >= HMM_FILL_BATCH; nr -= HMM_FILL_BATCH) {
+		if (unlikely(hmm_kept_in_8(slot) | hmm_kept_in_8(slot + 8))) {
+			hmm_fill_keep(slot, HMM_FILL_BATCH, entry, step);
+		} else {
+			hmm_store_8(slot, entry, step);
+			hmm_store_8(slot + 8, entry + 8 * step, step);
+		}
+		slot += HMM_FILL_BATCH;
+		entry += HMM_FILL_BATCH * step;
+	}
+	if (nr)
+		hmm_fill_keep(slot, nr, entry, step);
+}
+
+/* Store @nr entries, the first one @entry, and keep what is the caller's. */
 static void hmm_fill(unsigned long *slot, unsigned long nr, unsigned long entry)
 {
-	if (unlikely(hmm_any_kept(slot, nr))) {
-		for (; nr; nr--, entry = hmm_entry_after(entry, 1))
-			hmm_store(slot++, entry);
-		return;
-	}
-	if (!(entry & HMM_PFN_VALID)) {
-		memset_l(slot, entry, nr);
-		return;
-	}
-
-	for (; nr >= 8; nr -= 8, slot += 8, entry += 8) {
-		slot[0] = entry;
-		slot[1] = entry + 1;
-		slot[2] = entry + 2;
-		slot[3] = entry + 3;
-		slot[4] = entry + 4;
-		slot[5] = entry + 5;
-		slot[6] = entry + 6;
-		slot[7] = entry + 7;
-	}
-	while (nr--)
-		*slot++ = entry++;
+	if (entry & HMM_PFN_VALID)
+		hmm_fill_by(slot, nr, entry, 1);
+	else
+		hmm_fill_by(slot, nr, entry, 0);
 }
 
 /*
@@ -268,22 +292,43 @@ static int hmm_emit(struct mm_walk *walk, unsigned long addr, unsigned long end,
 }
 
 /*
+ * By how much PTEs of pages side by side differ, within a large folio: there is
+ * no carry then, and if the pfn stands inverted, they count down. 0 if neither.
+ */
+static u64 hmm_stencil_step(u64 pte, u64 pfn, unsigned int shift)
+{
+	u64 bit = 1ULL << shift;
+	u64 low = (bit << PMD_ORDER) - bit;
+	u64 none = (pte ^ pfn << shift) & low;
+
+	if (!none)
+		return bit;
+	return none == low ? -bit : 0;
+}
+
+/*
  * Compose a stencil from a PTE, the bits of it that do not matter, the place of
- * its pfn and its entry. See struct hmm_stencil.
+ * its pfn, its entry, and the pfns it is good for. See struct hmm_stencil.
  */
 static struct hmm_stencil hmm_stencil_cut(pte_t pte, u64 idle,
 					  unsigned int shift,
-					  unsigned long entry, u64 lo, u64 hi)
+					  unsigned long entry,
+					  struct hmm_pfns pfns)
 {
-	u64 pfn = entry & ~HMM_PFN_FLAGS;
+	u64 nth = (entry & ~HMM_PFN_FLAGS) ^ pfns.first;
+	u64 flip = pte_val(pte) ^ (nth << shift);
+	u64 step = hmm_stencil_step(flip, pfns.first, shift);
 
+	if (!step)
+		return HMM_STENCIL_NONE;
 	return (struct hmm_stencil) {
 		.care = ~idle,
-		.base = (pte_val(pte) & ~idle) ^ (pfn << shift),
+		.base = flip & ~idle,
+		.flip = flip,
 		.shift = shift,
-		.lo = lo,
-		.span = hi - lo,
-		.entry = entry - (pfn - lo),
+		.step = step,
+		.span = pfns.span,
+		.entry = entry - nth,
 	};
 }
 
@@ -315,7 +360,8 @@ VISIBLE_IF_KUNIT struct hmm_stencil hmm_stencil_of_pte(pte_t pte, u64 lo,
 
 	if ((idle & flip) || hmm_entry_of_pte(other, 0) != (entry ^ bits))
 		return HMM_STENCIL_NONE;
-	return hmm_stencil_cut(pte, idle, PFN_PTE_SHIFT, entry, lo, hi);
+	return hmm_stencil_cut(pte, idle, PFN_PTE_SHIFT, entry,
+			       hmm_pfns_around(entry & ~HMM_PFN_FLAGS, lo, hi));
 }
 
 /*
@@ -343,7 +389,8 @@ VISIBLE_IF_KUNIT struct hmm_stencil hmm_stencil_of_private(pte_t pte, u64 lo,
 	if (!is_device_private_entry(other) ||
 	    hmm_entry_of_private(other) != (entry ^ bits))
 		return HMM_STENCIL_NONE;
-	return hmm_stencil_cut(pte, 0, shift, entry, lo, hi);
+	return hmm_stencil_cut(pte, 0, shift, entry,
+			       hmm_pfns_around(entry & ~HMM_PFN_FLAGS, lo, hi));
 }
 
 static const struct dev_pagemap *hmm_private_pgmap(swp_entry_t swap)
@@ -463,71 +510,315 @@ static struct hmm_stencil hmm_adopt(pte_t pte, unsigned long entry)
 }
 
 /*
- * To make a stencil costs as much as to convert two or three pages without. Wait
- * for two in a row that look as if they could share it, and if their neighbours
- * do not share it, wait for some pages more.
+ * The smallest folio that is told from single pages, and where it begins: at a
+ * multiple of its size in the address space, too, or no device would gain by it.
+ * Two pages are not worth a look.
  */
-#define HMM_ADOPT_EVERY	16
+#define HMM_MIN_ORDER	2
+#define HMM_MIN_LARGE	BIT(HMM_MIN_ORDER)
 
-static bool hmm_looks_alike(unsigned long entry, unsigned long last)
+/*
+ * The order of the folio whose first page @entry is, if all of it fits between
+ * @addr and @nr pages from there, at an address that a device can have a large
+ * page at; else 0. What a folio says of itself while somebody splits or frees it
+ * does not matter: it does not pass without a notice to the range.
+ */
+static __always_inline unsigned int hmm_order_at(unsigned long entry,
+						 unsigned long addr,
+						 unsigned long nr)
 {
-	return (entry & HMM_PFN_VALID) && !((entry ^ last) & HMM_PFN_FLAGS);
+	unsigned long pfn = entry & ~HMM_PFN_FLAGS;
+	unsigned int order;
+
+	if (!(entry & HMM_PFN_VALID) ||
+	    !IS_ALIGNED(pfn | addr >> PAGE_SHIFT, HMM_MIN_LARGE))
+		return 0;
+	order = compound_order(pfn_to_page(pfn));
+	if (order < HMM_MIN_ORDER || order > PMD_ORDER || 1UL << order > nr ||
+	    !IS_ALIGNED(pfn | addr >> PAGE_SHIFT, 1UL << order))
+		return 0;
+	return order;
 }
 
-static __always_inline bool hmm_copy_one(const struct hmm_stencil *stencil,
-					 pte_t *ptep, unsigned long *slot,
-					 bool keep)
+static unsigned long hmm_with_order(unsigned long entry, unsigned int order)
 {
-	u64 nth = hmm_stencil_distance(stencil, ptep_get_lockless(ptep));
+	return entry | (unsigned long)order << HMM_PFN_ORDER_SHIFT;
+}
 
-	if (unlikely(nth > stencil->span))
-		return false;
-	if (keep)
-		hmm_store(slot, stencil->entry + nth);
-	else
-		*slot = stencil->entry + nth;
-	return true;
+/* Convert PTEs one at a time for as long as they fit the stencil. */
+static unsigned long hmm_copy_some(const struct hmm_stencil *s, pte_t *ptep,
+				   unsigned long *slot, unsigned long nr)
+{
+	unsigned long i;
+
+	for (i = 0; i < nr; i++) {
+		u64 nth = hmm_stencil_distance(s, ptep_get_lockless(ptep + i));
+
+		if (unlikely(nth > s->span))
+			break;
+		hmm_store(slot + i, s->entry + nth);
+	}
+	return i;
+}
+
+/* What a PTE has that others like it have not: its place, and what is idle. */
+static __always_inline u64 hmm_flip(const struct hmm_stencil *s, pte_t *ptep)
+{
+	return pte_val(ptep_get_lockless(ptep)) ^ s->flip;
+}
+
+static __always_inline unsigned long hmm_word(const struct hmm_stencil *s,
+					      u64 flip)
+{
+	return s->entry + (flip >> s->shift);
+}
+
+/* Set if the page is the first one of a large folio. Like compound_order(). */
+static __always_inline unsigned long hmm_head_flag(unsigned long word)
+{
+	struct page *page = pfn_to_page(word & ~HMM_PFN_FLAGS);
+
+	return READ_ONCE(page->flags) & BIT(PG_head);
+}
+
+/* May a large folio begin at the first of four pages? */
+static __always_inline bool hmm_may_be_large(unsigned long first,
+					     unsigned long last)
+{
+	return IS_ALIGNED(first, HMM_MIN_LARGE) &&
+	       last == first + HMM_MIN_LARGE - 1 && hmm_head_flag(first);
 }
 
 /*
- * The inner loop: convert PTEs for as long as they fit the stencil. Returns how
- * many did. Ten instructions per page on x86, one of them for the loop; out of
- * line lest the stencil takes all registers from the caller, too.
+ * May one begin at the first or the fifth of eight pages, which these are, or
+ * the fourth and the eighth? Where they are side by side, one test does for both.
  */
-static noinline unsigned long hmm_copy_alike(const struct hmm_stencil *stencil,
-					     pte_t *ptep, unsigned long *slot,
-					     unsigned long nr)
+static __always_inline bool hmm_may_have_large(unsigned long first,
+					       unsigned long fourth,
+					       unsigned long fifth,
+					       unsigned long eighth)
+{
+	if (likely(fifth == first + HMM_MIN_LARGE))
+		return IS_ALIGNED(first, HMM_MIN_LARGE) &&
+		       (hmm_head_flag(first) | hmm_head_flag(fifth));
+	return hmm_may_be_large(first, fourth) ||
+	       hmm_may_be_large(fifth, eighth);
+}
+
+/* How many PTEs are converted at a time: as many as there are registers for. */
+#define HMM_COPY_BATCH	8UL
+
+/*
+ * The inner loop. Eight PTEs are read, checked as if they were one, and stored.
+ * All that may differ between them is the pfn and what is idle below it; one
+ * that differs in what is idle above it, if anything is there, is not for here.
+ * Nor are pages that a large folio may begin with.
+ *
+ * Seven instructions per page on x86, one of them for what the caller keeps,
+ * and one or two more to see that pages are no large folio.
+ */
+static __always_inline bool hmm_copy_batch(const struct hmm_stencil *s,
+					   u64 strict, pte_t *ptep,
+					   unsigned long *slot, bool keep)
+{
+	u64 a = hmm_flip(s, ptep), b = hmm_flip(s, ptep + 1),
+	    c = hmm_flip(s, ptep + 2), d = hmm_flip(s, ptep + 3),
+	    e = hmm_flip(s, ptep + 4), f = hmm_flip(s, ptep + 5),
+	    g = hmm_flip(s, ptep + 6), h = hmm_flip(s, ptep + 7);
+	u64 all = (a | b | c | d | e | f | g | h) & strict;
+
+	if (unlikely(ror64(all, s->shift) > s->span))
+		return false;
+
+	a = hmm_word(s, a);
+	b = hmm_word(s, b);
+	c = hmm_word(s, c);
+	d = hmm_word(s, d);
+	e = hmm_word(s, e);
+	f = hmm_word(s, f);
+	g = hmm_word(s, g);
+	h = hmm_word(s, h);
+	if (unlikely(hmm_may_have_large(a, d, e, h)))
+		return false;
+
+	slot[0] = keep ? hmm_keep(slot[0], a) : a;
+	slot[1] = keep ? hmm_keep(slot[1], b) : b;
+	slot[2] = keep ? hmm_keep(slot[2], c) : c;
+	slot[3] = keep ? hmm_keep(slot[3], d) : d;
+	slot[4] = keep ? hmm_keep(slot[4], e) : e;
+	slot[5] = keep ? hmm_keep(slot[5], f) : f;
+	slot[6] = keep ? hmm_keep(slot[6], g) : g;
+	slot[7] = keep ? hmm_keep(slot[7], h) : h;
+	return true;
+}
+
+/* Are @nr PTEs alike, and of the pages in a row from that of @first on? */
+static __always_inline bool hmm_are_in_row(const struct hmm_stencil *s,
+					   pte_t *ptep, u64 first,
+					   unsigned long nr)
+{
+	pte_t *end = ptep + nr;
+	u64 diff = 0;
+
+	for (; ptep < end; ptep += 4, first += 4 * s->step)
+		diff |= (pte_val(ptep_get_lockless(ptep)) ^ first) |
+			(pte_val(ptep_get_lockless(ptep + 1)) ^ (first + s->step)) |
+			(pte_val(ptep_get_lockless(ptep + 2)) ^ (first + 2 * s->step)) |
+			(pte_val(ptep_get_lockless(ptep + 3)) ^ (first + 3 * s->step));
+	return !(diff & s->care);
+}
+
+/* The order of the folio that the next PTE begins, if it fits the stencil. */
+static unsigned int hmm_next_order(const struct hmm_stencil *s, pte_t *ptep,
+				   unsigned long addr, unsigned long nr)
+{
+	u64 nth;
+
+	if (nr < HMM_MIN_LARGE)
+		return 0;
+	nth = hmm_stencil_distance(s, ptep_get_lockless(ptep));
+	return nth > s->span ? 0 : hmm_order_at(s->entry + nth, addr, nr);
+}
+
+/*
+ * Convert the PTEs of the large folio that begins here, if there is one and all
+ * of it. Returns how many.
+ */
+static __always_inline unsigned long hmm_copy_folio(const struct hmm_stencil *s,
+						    pte_t *ptep,
+						    unsigned long *slot,
+						    unsigned long addr,
+						    unsigned long nr)
+{
+	pte_t first = ptep_get_lockless(ptep);
+	u64 nth = hmm_stencil_distance(s, first);
+	unsigned int order;
+
+	if (nth > s->span)
+		return 0;
+	order = hmm_order_at(s->entry + nth, addr, nr);
+	nr = 1UL << order;
+	if (!order || !hmm_are_in_row(s, ptep, pte_val(first), nr))
+		return 0;
+	hmm_fill_by(slot, nr, hmm_with_order(s->entry + nth, order), 1);
+	return nr;
+}
+
+/* Where there is a large folio, there are others. Returns how many pages. */
+static noinline unsigned long hmm_copy_folios(const struct hmm_stencil *stencil,
+					      pte_t *ptep, unsigned long *slot,
+					      unsigned long addr,
+					      unsigned long nr)
 {
 	const struct hmm_stencil s = *stencil;
-	unsigned long i = 0;
+	pte_t *first = ptep;
+	unsigned long n;
 
-	for (; i + 4 <= nr; i += 4) {
-		if (!hmm_copy_one(&s, ptep + i, slot + i, false))
-			return i;
-		if (!hmm_copy_one(&s, ptep + i + 1, slot + i + 1, false))
-			return i + 1;
-		if (!hmm_copy_one(&s, ptep + i + 2, slot + i + 2, false))
-			return i + 2;
-		if (!hmm_copy_one(&s, ptep + i + 3, slot + i + 3, false))
-			return i + 3;
+	for (; nr >= HMM_MIN_LARGE; nr -= n) {
+		n = hmm_copy_folio(&s, ptep, slot, addr, nr);
+		if (!n)
+			break;
+		ptep += n;
+		slot += n;
+		addr += n << PAGE_SHIFT;
 	}
-	while (i < nr && hmm_copy_one(&s, ptep + i, slot + i, false))
-		i++;
+	return ptep - first;
+}
+
+/* The same where there is something to keep. */
+static noinline bool hmm_copy_batch_keep(const struct hmm_stencil *s, u64 strict,
+					 pte_t *ptep, unsigned long *slot)
+{
+	return hmm_copy_batch(s, strict, ptep, slot, true);
+}
+
+/*
+ * Convert batch after batch, up to one that is not for here; out of line lest
+ * it has to share registers. Returns how many pages.
+ */
+static noinline unsigned long hmm_copy_batches(const struct hmm_stencil *stencil,
+					       pte_t *ptep, unsigned long *slot,
+					       unsigned long nr)
+{
+	const struct hmm_stencil s = *stencil;
+	u64 strict = s.care | ~((1ULL << s.shift) - 1);
+	pte_t *first = ptep, *end = ptep + ALIGN_DOWN(nr, HMM_COPY_BATCH);
+	bool done;
+
+	for (; ptep < end; ptep += HMM_COPY_BATCH, slot += HMM_COPY_BATCH) {
+		if (unlikely(hmm_kept_in_8(slot)))
+			done = hmm_copy_batch_keep(stencil, strict, ptep, slot);
+		else
+			done = hmm_copy_batch(&s, strict, ptep, slot, false);
+		if (!done)
+			break;
+	}
+	return ptep - first;
+}
+
+/*
+ * Convert PTEs for as long as they fit the stencil, but not beyond a large folio
+ * that is there and not in a row. A large folio may begin at every fourth page:
+ * up to there they come one by one. Returns how many.
+ */
+VISIBLE_IF_KUNIT unsigned long hmm_copy_alike(const struct hmm_stencil *s,
+					      pte_t *ptep, unsigned long *slot,
+					      unsigned long addr,
+					      unsigned long nr)
+{
+	unsigned long few = min(nr, -(addr >> PAGE_SHIFT) % HMM_MIN_LARGE);
+	unsigned long i, n;
+
+	n = hmm_copy_some(s, ptep, slot, few);
+	for (i = n; i < nr && n == few; i += n) {
+		i += hmm_copy_batches(s, ptep + i, slot + i, nr - i);
+		i += hmm_copy_folios(s, ptep + i, slot + i,
+				     addr + (i << PAGE_SHIFT), nr - i);
+		if (hmm_next_order(s, ptep + i, addr + (i << PAGE_SHIFT),
+				   nr - i))
+			break;
+		few = min(nr - i, HMM_MIN_LARGE);
+		n = hmm_copy_some(s, ptep + i, slot + i, few);
+	}
 	return i;
 }
 
-/* The same where words have something that is kept. */
-static noinline unsigned long hmm_copy_alike_keep(const struct hmm_stencil *stencil,
-						  pte_t *ptep,
-						  unsigned long *slot,
-						  unsigned long nr)
-{
-	const struct hmm_stencil s = *stencil;
-	unsigned long i = 0;
+/**
+ * struct hmm_table - where a walk is in a page table
+ * @walk: the walk
+ * @ptep: next PTE
+ * @slot: its word
+ * @addr: its address
+ * @end: where the pages that are asked for end
+ * @stencil: what PTEs may look like
+ * @adopt_from: address from which on it may be replaced
+ * @last: entry of the last page that was converted without it
+ * @head: word of the first page of a folio that was converted without it, or NULL
+ * @order: order of that folio
+ */
+struct hmm_table {
+	struct mm_walk *walk;
+	pte_t *ptep;
+	unsigned long *slot;
+	unsigned long addr;
+	unsigned long end;
+	struct hmm_stencil stencil;
+	unsigned long adopt_from;
+	unsigned long last;
+	unsigned long *head;
+	unsigned int order;
+};
 
-	while (i < nr && hmm_copy_one(&s, ptep + i, slot + i, true))
-		i++;
-	return i;
+static unsigned long hmm_nr_left(const struct hmm_table *t)
+{
+	return (t->end - t->addr) >> PAGE_SHIFT;
+}
+
+static void hmm_move_on(struct hmm_table *t, unsigned long nr)
+{
+	t->ptep += nr;
+	t->slot += nr;
+	t->addr += nr << PAGE_SHIFT;
 }
 
 /* A word without what is kept in it for the caller. */
@@ -536,75 +827,122 @@ static unsigned long hmm_entry_in(unsigned long word)
 	return word & ~HMM_PFN_INOUT_FLAGS;
 }
 
-/* No folio is smaller that is not a page. */
-#define HMM_MIN_LARGE	4UL
-
 /*
- * The order of the folio whose first page the entry at @slot is, if all its
- * pages are there, in a row, with the same rights, at an address that a device
- * can have a large page at; else 0. What a folio says of itself while somebody
- * splits or frees it does not matter: it does not pass without a notice to the
- * range.
+ * The pages of the last large folio that did not come by a stencil from its
+ * first page on: if all of them are there by now, say that they are a folio.
  */
-static unsigned int hmm_order_at(const unsigned long *slot, unsigned long nr,
-				 unsigned long addr)
+static void hmm_settle_folio(struct hmm_table *t)
 {
-	unsigned long entry = hmm_entry_in(slot[0]);
-	unsigned long pfn = entry & ~HMM_PFN_FLAGS;
-	unsigned int order;
-	struct folio *folio;
+	unsigned long nr = 1UL << t->order;
 	unsigned long i;
 
-	if (nr < HMM_MIN_LARGE ||
-	    hmm_entry_in(slot[HMM_MIN_LARGE - 1]) != entry + HMM_MIN_LARGE - 1 ||
-	    !IS_ALIGNED(pfn, HMM_MIN_LARGE) || !(entry & HMM_PFN_VALID))
-		return 0;
+	if (!t->head || t->slot - t->head < nr)
+		return;
+	for (i = 1; i < nr; i++)
+		if (hmm_entry_in(t->head[i]) != hmm_entry_in(t->head[0]) + i)
+			return;
+	for (i = 0; i < nr; i++)
+		t->head[i] = hmm_with_order(t->head[i], t->order);
+}
 
-	folio = page_folio(pfn_to_page(pfn));
-	order = folio_order(folio);
-	if (!order || order > PMD_ORDER || 1UL << order > nr ||
-	    folio_pfn(folio) != pfn || !IS_ALIGNED(addr, PAGE_SIZE << order))
-		return 0;
-	for (i = 1; i < 1UL << order; i++)
-		if (hmm_entry_in(slot[i]) != entry + i)
-			return 0;
-	return order;
+static void hmm_note_folio(struct hmm_table *t, unsigned int order)
+{
+	if (!order)
+		return;
+	hmm_settle_folio(t);
+	t->head = t->slot;
+	t->order = order;
 }
 
 /*
- * Pages that PTEs map one by one, but that are a folio: say so. They begin at a
- * multiple of the smallest large folio, or the device would not gain by it.
+ * To make a stencil costs as much as to convert two or three pages without. Wait
+ * for two in a row that look as if they could share it, or for a large folio,
+ * and if their neighbours do not share it, wait for some pages more.
  */
-static void hmm_mark_orders(unsigned long *slot, unsigned long addr,
-			    unsigned long end)
-{
-	unsigned long step = HMM_MIN_LARGE * PAGE_SIZE;
-	unsigned long from = ALIGN(addr, step);
-	unsigned long i, n;
-	unsigned int order;
+#define HMM_ADOPT_EVERY	16
 
-	for (slot += (from - addr) >> PAGE_SHIFT; from < end; slot += n, from += n << PAGE_SHIFT) {
-		n = HMM_MIN_LARGE;
-		order = hmm_order_at(slot, (end - from) >> PAGE_SHIFT, from);
-		if (likely(!order))
-			continue;
-		n = 1UL << order;
-		for (i = 0; i < n; i++)
-			slot[i] |= (unsigned long)order << HMM_PFN_ORDER_SHIFT;
-		n = ALIGN(n, HMM_MIN_LARGE);
-	}
+static bool hmm_looks_alike(unsigned long entry, unsigned long last)
+{
+	return (entry & HMM_PFN_VALID) && !((entry ^ last) & HMM_PFN_FLAGS);
 }
 
-/* Settle the pages of one page table, most of them in hmm_copy_alike(). */
+static bool hmm_try_adopt(struct hmm_table *t, pte_t pte, unsigned long entry,
+			  unsigned int order)
+{
+	if (t->addr < t->adopt_from || hmm_stencil_fits(&t->stencil, pte) ||
+	    !(order || hmm_looks_alike(entry, t->last)))
+		return false;
+	t->stencil = hmm_adopt(pte, entry);
+	t->adopt_from = t->addr + HMM_ADOPT_EVERY * PAGE_SIZE;
+	return true;
+}
+
+/* Settle pages that are not there, from one that is not there on. */
+static void hmm_walk_nones(struct hmm_table *t)
+{
+	unsigned long nr = 1, left = hmm_nr_left(t);
+
+	while (nr < left && pte_none(ptep_get_lockless(t->ptep + nr)))
+		nr++;
+	hmm_fill(t->slot, nr, 0);
+	hmm_move_on(t, nr);
+	t->last = 0;
+}
+
+/*
+ * Settle one page, looking at all that there is to it; or find that a stencil
+ * will do, and leave it to that. What is not there and not asked for comes in
+ * one go.
+ */
+static int hmm_walk_page(struct hmm_table *t)
+{
+	struct vm_area_struct *vma = t->walk->vma;
+	struct hmm_walk *hw = t->walk->private;
+	pte_t pte = ptep_get_lockless(t->ptep);
+	unsigned long entry = hmm_classify_pte(hw->range, vma, t->addr, pte);
+	unsigned int order = hmm_order_at(entry, t->addr, hmm_nr_left(t));
+	enum hmm_need need = hmm_need(hw->may_want, entry);
+
+	if (pte_none(pte) && !need) {
+		hmm_walk_nones(t);
+		return 0;
+	}
+	if (unlikely(need)) {
+		need = hmm_pte_walk_need(hw, vma, *t->slot, entry, pte);
+		if (need)
+			return hmm_stop(t->walk, t->addr, t->end, need);
+	} else if (hmm_try_adopt(t, pte, entry, order)) {
+		return 0;
+	}
+	hmm_note_folio(t, order);
+	hmm_store(t->slot, entry);
+	t->last = entry;
+	hmm_move_on(t, 1);
+	return 0;
+}
+
+/* Settle pages for as long as the stencil is good for them, and one more. */
+static int hmm_walk_pages(struct hmm_table *t)
+{
+	if (t->stencil.care)
+		hmm_move_on(t, hmm_copy_alike(&t->stencil, t->ptep, t->slot,
+					      t->addr, hmm_nr_left(t)));
+	return t->addr < t->end ? hmm_walk_page(t) : 0;
+}
+
+/* Settle the pages of one page table, most of them in hmm_copy_batch(). */
 static int hmm_walk_table(struct mm_walk *walk, pmd_t *pmdp, unsigned long addr,
 			  unsigned long end)
 {
 	struct hmm_walk *hw = walk->private;
-	struct hmm_stencil stencil = HMM_STENCIL_NONE;
-	unsigned long *slot = hmm_slot(hw->range, addr);
-	unsigned long entry = 0, last, start = addr, adopt_from = addr;
-	bool keep = hmm_any_kept(slot, (end - addr) >> PAGE_SHIFT);
-	pte_t *table, *ptep, pte;
+	struct hmm_table t = {
+		.walk = walk,
+		.slot = hmm_slot(hw->range, addr),
+		.addr = addr,
+		.end = end,
+		.stencil = HMM_STENCIL_NONE,
+	};
+	pte_t *table;
 	int ret = 0;
 
 	table = pte_offset_map(pmdp, addr);
@@ -615,39 +953,11 @@ static int hmm_walk_table(struct mm_walk *walk, pmd_t *pmdp, unsigned long addr,
 	}
 	__acquire(RCU);
 
-	for (ptep = table; addr < end; addr += PAGE_SIZE, ptep++, slot++) {
-		if (stencil.care) {
-			unsigned long nr = (end - addr) >> PAGE_SHIFT;
-
-			nr = keep ? hmm_copy_alike_keep(&stencil, ptep, slot, nr) :
-				    hmm_copy_alike(&stencil, ptep, slot, nr);
-			addr += nr << PAGE_SHIFT;
-			if (addr == end)
-				break;
-			ptep += nr;
-			slot += nr;
-		}
-
-		pte = ptep_get_lockless(ptep);
-		last = entry;
-		entry = hmm_classify_pte(hw->range, walk->vma, addr, pte);
-		if (unlikely(hmm_need(hw->may_want, entry))) {
-			enum hmm_need need;
-
-			need = hmm_pte_walk_need(hw, walk->vma, *slot, entry,
-						 pte);
-			if (need) {
-				ret = hmm_stop(walk, addr, end, need);
-				break;
-			}
-		} else if (addr >= adopt_from && hmm_looks_alike(entry, last)) {
-			stencil = hmm_adopt(pte, entry);
-			adopt_from = addr + HMM_ADOPT_EVERY * PAGE_SIZE;
-		}
-		hmm_store(slot, entry);
-	}
-	/* Here, as what RCU holds off is the end of device pages, too. */
-	hmm_mark_orders(hmm_slot(hw->range, start), start, addr);
+	/* RCU holds off the end of device pages, too: folios are looked at here. */
+	t.ptep = table;
+	while (!ret && t.addr < end)
+		ret = hmm_walk_pages(&t);
+	hmm_settle_folio(&t);
 	pte_unmap(table);
 	return ret;
 }
@@ -915,7 +1225,8 @@ static enum hmm_need hmm_peek(const struct hmm_walk *hw, pte_t pte)
  */
 static bool hmm_look_for_need(struct hmm_walk *hw, pmd_t *pmdp)
 {
-	pte_t *table, *ptep;
+	pte_t *table, *ptep, pte = __pte(0), last;
+	bool uniform = !hmm_words_ask(hw->range);
 
 	table = pte_offset_map(pmdp, hw->addr);
 	if (!table)
@@ -923,7 +1234,13 @@ static bool hmm_look_for_need(struct hmm_walk *hw, pmd_t *pmdp)
 	__acquire(RCU);
 
 	for (ptep = table; hw->addr < hw->end; hw->addr += PAGE_SIZE, ptep++) {
-		hw->need = hmm_peek(hw, ptep_get_lockless(ptep));
+		last = pte;
+		pte = ptep_get_lockless(ptep);
+		/* One fault has brought both, as it seems. The walk looks again. */
+		if (uniform && pte_present(last) &&
+		    pte_same(pte, pte_next_pfn(last)))
+			continue;
+		hw->need = hmm_peek(hw, pte);
 		if (hw->need)
 			break;
 	}

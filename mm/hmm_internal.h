@@ -114,14 +114,54 @@ static inline unsigned long hmm_entry_of_private(swp_entry_t swap)
 }
 
 /**
+ * struct hmm_pfns - pfns that a stencil is good for
+ *
+ * @first: the first one
+ * @span: distance from there to the last one
+ *
+ * No bit is set in both @first and a distance up to @span. So the distance of a
+ * pfn that is one of these is what an exclusive or with @first leaves of it.
+ */
+struct hmm_pfns {
+	u64 first;
+	u64 span;
+};
+
+/**
+ * hmm_pfns_around - the largest such set with a pfn, within a range
+ * @pfn: what has to be among them
+ * @lo: first pfn of the range, not above @pfn
+ * @hi: last pfn of the range, not below @pfn
+ *
+ * All of the range if it begins at 0, else a block as buddies are. The highest
+ * bit in which @pfn differs from what is just outside of the range is one that
+ * may not change. All bits below may.
+ *
+ * Return: The set.
+ */
+static inline struct hmm_pfns hmm_pfns_around(u64 pfn, u64 lo, u64 hi)
+{
+	u64 fixed;
+
+	if (!lo)
+		return (struct hmm_pfns){ .first = 0, .span = hi };
+	fixed = min(fls64(pfn ^ (lo - 1)), fls64(pfn ^ (hi + 1))) - 1;
+	return (struct hmm_pfns) {
+		.first = pfn >> fixed << fixed,
+		.span = (1ULL << fixed) - 1,
+	};
+}
+
+/**
  * struct hmm_stencil - converts PTEs that look alike
  *
  * @care: bits of a PTE that bear on its entry: all but accessed and dirty
- * @base: the cared-for bits of a PTE that looks like this, with pfn 0
+ * @base: the cared-for bits of a PTE that looks like this, with the first pfn
+ * @flip: @base and, as they were, the bits that do not matter
  * @shift: where the pfn begins in a PTE
- * @lo: first pfn that the stencil is good for
- * @span: distance from @lo to the last such pfn
- * @entry: result for the page @lo
+ * @step: from a PTE to that of the next page of its folio
+ * @span: how many pages behind the first one it is good for, see struct hmm_pfns
+ * @entry: result for the page with the first pfn
  *
  * Neighbouring PTEs seldom differ in anything but their pfn. What one of them
  * was found to be is kept here; the next one takes no decision, but an
@@ -132,8 +172,9 @@ static inline unsigned long hmm_entry_of_private(swp_entry_t swap)
 struct hmm_stencil {
 	u64 care;
 	u64 base;
+	u64 flip;
 	unsigned int shift;
-	u64 lo;
+	u64 step;
 	u64 span;
 	unsigned long entry;
 };
@@ -141,12 +182,18 @@ struct hmm_stencil {
 /* Fits no PTE: what is left of any is 1, and that is beyond the span. */
 #define HMM_STENCIL_NONE	((struct hmm_stencil){ .base = 1 })
 
+/* How many pages behind the first one that of @pte is, or beyond the span. */
 static inline u64 hmm_stencil_distance(const struct hmm_stencil *stencil,
 				       pte_t pte)
 {
 	u64 bits = (pte_val(pte) & stencil->care) ^ stencil->base;
 
-	return ror64(bits, stencil->shift) - stencil->lo;
+	return ror64(bits, stencil->shift);
+}
+
+static inline bool hmm_stencil_fits(const struct hmm_stencil *stencil, pte_t pte)
+{
+	return hmm_stencil_distance(stencil, pte) <= stencil->span;
 }
 
 #if IS_ENABLED(CONFIG_KUNIT)
@@ -156,6 +203,9 @@ struct scatterlist;
 
 struct hmm_stencil hmm_stencil_of_pte(pte_t pte, u64 lo, u64 hi);
 struct hmm_stencil hmm_stencil_of_private(pte_t pte, u64 lo, u64 hi);
+unsigned long hmm_copy_alike(const struct hmm_stencil *s, pte_t *ptep,
+			     unsigned long *slot, unsigned long addr,
+			     unsigned long nr);
 vm_fault_t hmm_handle_fault(struct vm_area_struct *vma, unsigned long addr,
 			    unsigned int flags);
 struct hmm_walk;

@@ -209,15 +209,52 @@ static void private_gives_pfn_and_rights(struct kunit *test)
 
 static bool fits(const struct hmm_stencil *stencil, pte_t pte)
 {
-	return hmm_stencil_distance(stencil, pte) <= stencil->span;
+	return hmm_stencil_fits(stencil, pte);
 }
 
 static void expect_converts(struct kunit *test, const struct hmm_stencil *s,
 			    pte_t pte, unsigned long entry)
 {
 	KUNIT_EXPECT_TRUE(test, fits(s, pte));
+	/* The other way that the bits of the pfn are had from a PTE. */
+	KUNIT_EXPECT_EQ(test, (pte_val(pte) ^ s->flip) >> s->shift,
+			hmm_stencil_distance(s, pte));
 	KUNIT_EXPECT_EQ(test, (unsigned long)(s->entry + hmm_stencil_distance(s, pte)),
 			entry);
+}
+
+static bool are_within(struct hmm_pfns pfns, u64 lo, u64 hi)
+{
+	return pfns.first >= lo && pfns.first + pfns.span <= hi;
+}
+
+static void stencil_has_the_largest_block(struct kunit *test)
+{
+	u64 lo, hi, pfn, i;
+
+	for (hi = 0; hi < 40; hi++)
+		for (lo = 1; lo <= hi; lo++)
+			for (pfn = lo; pfn <= hi; pfn++) {
+				struct hmm_pfns p = hmm_pfns_around(pfn, lo, hi);
+				struct hmm_pfns twice = {
+					.first = p.first & ~(p.span + 1),
+					.span = 2 * p.span + 1,
+				};
+
+				KUNIT_ASSERT_TRUE(test, are_within(p, lo, hi));
+				KUNIT_ASSERT_FALSE(test, are_within(twice, lo, hi));
+				KUNIT_ASSERT_LE(test, pfn - p.first, p.span);
+				for (i = 0; i <= p.span; i++)
+					KUNIT_ASSERT_EQ(test, (p.first + i) ^ p.first, i);
+			}
+}
+
+static void stencil_from_0_has_no_block(struct kunit *test)
+{
+	struct hmm_pfns p = hmm_pfns_around(0x12345, 0, 0x7fffe);
+
+	KUNIT_EXPECT_EQ(test, p.first, 0);
+	KUNIT_EXPECT_EQ(test, p.span, 0x7fffe);
 }
 
 static void empty_stencil_fits_nothing(struct kunit *test)
@@ -274,9 +311,14 @@ static void stencil_of_one_pfn(struct kunit *test)
 }
 
 #ifdef CONFIG_DEVICE_PRIVATE
-/* No power of two at either end, as the ranges of pgmaps may be. */
+/*
+ * No power of two at either end, as the ranges of pgmaps may be. A stencil is
+ * good for a block of what is between.
+ */
 #define PRIVATE_LO	0x3fff8000UL
 #define PRIVATE_HI	0x4001abcdUL
+#define PRIVATE_FIRST	0x40000000UL
+#define PRIVATE_LAST	0x4000ffffUL
 
 static void stencil_converts_private_ptes(struct kunit *test)
 {
@@ -284,9 +326,11 @@ static void stencil_converts_private_ptes(struct kunit *test)
 						      PRIVATE_LO, PRIVATE_HI);
 	pte_t pte;
 
-	expect_converts(test, &s, private_pte(PRIVATE_LO, true), WRITABLE | PRIVATE_LO);
-	expect_converts(test, &s, private_pte(PRIVATE_HI, true), WRITABLE | PRIVATE_HI);
-	expect_converts(test, &s, private_pte(0x40000000, true), WRITABLE | 0x40000000);
+	expect_converts(test, &s, private_pte(PRIVATE_FIRST, true), WRITABLE | PRIVATE_FIRST);
+	expect_converts(test, &s, private_pte(PRIVATE_LAST, true), WRITABLE | PRIVATE_LAST);
+	expect_converts(test, &s, private_pte(0x40001235, true), WRITABLE | 0x40001235);
+	KUNIT_EXPECT_FALSE(test, fits(&s, private_pte(PRIVATE_FIRST - 1, true)));
+	KUNIT_EXPECT_FALSE(test, fits(&s, private_pte(PRIVATE_LAST + 1, true)));
 	KUNIT_EXPECT_FALSE(test, fits(&s, private_pte(PRIVATE_LO - 1, true)));
 	KUNIT_EXPECT_FALSE(test, fits(&s, private_pte(PRIVATE_HI + 1, true)));
 	KUNIT_EXPECT_FALSE(test, fits(&s, private_pte(0x40001234, false)));
@@ -297,6 +341,229 @@ static void stencil_converts_private_ptes(struct kunit *test)
 	KUNIT_EXPECT_FALSE(test, fits(&s, pte));
 	pte = swp_entry_to_pte(make_writable_device_exclusive_entry(0x40001234));
 	KUNIT_EXPECT_FALSE(test, fits(&s, pte));
+}
+#endif
+
+/* Page tables: what is copied by a stencil, and where that ends. */
+
+#define TABLE_PAGES	64UL
+#define TABLE_ADDR	((unsigned long)SZ_1G)
+#define TABLE_ORDER	6
+
+/*
+ * @pages: as many as the table has PTEs, in a row, no folio
+ * @folio: as many again, a folio
+ * @old: what words are before
+ */
+struct table {
+	struct hmm_stencil stencil;
+	pte_t (*pte_of)(unsigned long pfn);
+	struct page *pages;
+	struct page *folio;
+	pte_t ptes[TABLE_PAGES];
+	unsigned long words[TABLE_PAGES];
+	unsigned long old[TABLE_PAGES];
+};
+
+static void table_free(void *data)
+{
+	struct table *t = data;
+
+	if (t->pages)
+		__free_pages(t->pages, TABLE_ORDER);
+	if (t->folio)
+		__free_pages(t->folio, TABLE_ORDER);
+}
+
+static struct table *table_alloc(struct kunit *test,
+				 pte_t (*pte_of)(unsigned long pfn),
+				 struct hmm_stencil (*stencil_of)(pte_t pte, u64 lo, u64 hi))
+{
+	struct table *t = kunit_kzalloc(test, sizeof(*t), GFP_KERNEL);
+
+	KUNIT_ASSERT_NOT_NULL(test, t);
+	KUNIT_ASSERT_EQ(test, 0, kunit_add_action_or_reset(test, table_free, t));
+	t->pages = alloc_pages(GFP_KERNEL, TABLE_ORDER);
+	t->folio = alloc_pages(GFP_KERNEL | __GFP_COMP, TABLE_ORDER);
+	KUNIT_ASSERT_NOT_NULL(test, t->pages);
+	KUNIT_ASSERT_NOT_NULL(test, t->folio);
+	t->pte_of = pte_of;
+	t->stencil = stencil_of(pte_of(page_to_pfn(t->pages)), 0,
+				max(page_to_pfn(t->pages), page_to_pfn(t->folio)) +
+				TABLE_PAGES - 1);
+	KUNIT_ASSERT_TRUE(test, fits(&t->stencil, pte_of(page_to_pfn(t->folio))));
+	return t;
+}
+
+/* Every @sparse-th word has something to keep, and all are full of rubbish. */
+static void table_set_words(struct table *t, unsigned long sparse)
+{
+	unsigned long i;
+
+	for (i = 0; i < TABLE_PAGES; i++) {
+		t->old[i] = ~HMM_PFN_INOUT_FLAGS - i;
+		if (sparse && i % sparse == 0)
+			t->old[i] |= HMM_PFN_DMA_MAPPED | HMM_PFN_P2PDMA;
+		t->words[i] = t->old[i];
+	}
+}
+
+/* PTEs of pages in a row from the @first one on, and then round again. */
+static void table_set_ptes(struct table *t, struct page *pages, long first, long step)
+{
+	unsigned long pfn = page_to_pfn(pages), i;
+
+	for (i = 0; i < TABLE_PAGES; i++)
+		t->ptes[i] = t->pte_of(pfn + (first + step * i) % TABLE_PAGES);
+}
+
+static unsigned long table_copy(struct table *t, unsigned long from, unsigned long nr)
+{
+	return hmm_copy_alike(&t->stencil, t->ptes + from, t->words + from,
+			      TABLE_ADDR + (from << PAGE_SHIFT), nr);
+}
+
+static void expect_word(struct kunit *test, struct table *t, unsigned long i,
+			unsigned int order)
+{
+	unsigned long entry = t->stencil.entry +
+			      hmm_stencil_distance(&t->stencil, t->ptes[i]);
+
+	entry |= (unsigned long)order << HMM_PFN_ORDER_SHIFT;
+	entry |= t->old[i] & HMM_PFN_INOUT_FLAGS;
+	KUNIT_ASSERT_EQ_MSG(test, t->words[i], entry, "page %lu", i);
+}
+
+/* Words before @from and from @to on are as before, those between are results. */
+static void expect_words(struct kunit *test, struct table *t, unsigned long from,
+			 unsigned long to, unsigned int order)
+{
+	unsigned long i;
+
+	for (i = 0; i < TABLE_PAGES; i++) {
+		if (i >= from && i < to)
+			expect_word(test, t, i, order);
+		else
+			KUNIT_ASSERT_EQ_MSG(test, t->words[i], t->old[i], "page %lu", i);
+	}
+}
+
+/* Of single pages in some order, all up to the first that does not fit. */
+static void expect_copies_pages(struct kunit *test, struct table *t)
+{
+	static const long steps[] = { 1, -1, 5, 0 };
+	unsigned long from, odd, sparse, i;
+
+	for (i = 0; i < ARRAY_SIZE(steps); i++)
+		for (from = 0; from < 9; from++)
+			for (odd = from; odd <= TABLE_PAGES; odd++) {
+				sparse = odd % 3 * 7;
+				table_set_words(t, sparse);
+				table_set_ptes(t, t->pages, from + odd + 64, steps[i]);
+				if (odd < TABLE_PAGES)
+					t->ptes[odd] = __pte(0);
+				KUNIT_ASSERT_EQ(test, odd - from,
+						table_copy(t, from, TABLE_PAGES - from));
+				expect_words(test, t, from, odd, 0);
+			}
+}
+
+/* A folio has its order where it is whole, and a large page can be had. */
+static void expect_copies_folio(struct kunit *test, struct table *t)
+{
+	unsigned long i, sparse;
+
+	for (sparse = 0; sparse < 20; sparse += 3) {
+		table_set_ptes(t, t->folio, 0, 1);
+		table_set_words(t, sparse);
+		KUNIT_ASSERT_EQ(test, TABLE_PAGES, table_copy(t, 0, TABLE_PAGES));
+		expect_words(test, t, 0, TABLE_PAGES, TABLE_ORDER);
+
+		/* Not all of it */
+		table_set_words(t, sparse);
+		KUNIT_ASSERT_EQ(test, 63, table_copy(t, 1, TABLE_PAGES - 1));
+		expect_words(test, t, 1, TABLE_PAGES, 0);
+		table_set_words(t, sparse);
+		KUNIT_ASSERT_EQ(test, 63, table_copy(t, 0, TABLE_PAGES - 1));
+		expect_words(test, t, 0, TABLE_PAGES - 1, 0);
+
+		/* At an address that is not for it */
+		for (i = 1; i < TABLE_PAGES; i++) {
+			table_set_ptes(t, t->folio, i, 1);
+			table_set_words(t, sparse);
+			KUNIT_ASSERT_EQ(test, TABLE_PAGES, table_copy(t, 0, TABLE_PAGES));
+			expect_words(test, t, 0, TABLE_PAGES, 0);
+		}
+
+		/* Two pages have changed places. */
+		table_set_ptes(t, t->folio, 0, 1);
+		swap(t->ptes[7], t->ptes[8]);
+		table_set_words(t, sparse);
+		KUNIT_ASSERT_EQ(test, 0, table_copy(t, 0, TABLE_PAGES));
+		expect_words(test, t, 0, 0, 0);
+
+		/* One page is not like the others. */
+		for (i = 1; i < TABLE_PAGES; i++) {
+			table_set_ptes(t, t->folio, 0, 1);
+			t->ptes[i] = __pte(0);
+			KUNIT_ASSERT_EQ(test, 0, table_copy(t, 0, TABLE_PAGES));
+			expect_words(test, t, 0, 0, 0);
+		}
+	}
+}
+
+static void pages_are_copied(struct kunit *test)
+{
+	expect_copies_pages(test, table_alloc(test, rw_pte, hmm_stencil_of_pte));
+	expect_copies_pages(test, table_alloc(test, ro_pte, hmm_stencil_of_pte));
+}
+
+static void folio_is_copied(struct kunit *test)
+{
+	expect_copies_folio(test, table_alloc(test, rw_pte, hmm_stencil_of_pte));
+}
+
+/* Whatever is idle, and wherever: above the pfn, too, if there is any such bit. */
+static void idle_bits_do_not_matter(struct kunit *test)
+{
+	struct table *t = table_alloc(test, rw_pte, hmm_stencil_of_pte);
+	pte_t *ptes = t->ptes;
+
+	table_set_ptes(t, t->folio, 0, 1);
+	ptes[0] = pte_mkold(ptes[0]);
+	ptes[9] = pte_mkclean(ptes[9]);
+	ptes[20] = pte_mkold(pte_mkclean(ptes[20]));
+	table_set_words(t, 0);
+	KUNIT_EXPECT_EQ(test, TABLE_PAGES, table_copy(t, 0, TABLE_PAGES));
+	expect_words(test, t, 0, TABLE_PAGES, TABLE_ORDER);
+
+	t = table_alloc(test, ro_pte, hmm_stencil_of_pte);
+	ptes = t->ptes;
+	table_set_ptes(t, t->pages, 3, 1);
+	ptes[0] = pte_mkold(ptes[0]);
+	ptes[9] = pte_mkdirty(ptes[9]);
+	ptes[20] = pte_mkold(pte_mkdirty(ptes[20]));
+	table_set_words(t, 0);
+	KUNIT_EXPECT_EQ(test, TABLE_PAGES, table_copy(t, 0, TABLE_PAGES));
+	expect_words(test, t, 0, TABLE_PAGES, 0);
+}
+
+#ifdef CONFIG_DEVICE_PRIVATE
+static pte_t writable_private_pte(unsigned long pfn)
+{
+	return private_pte(pfn, true);
+}
+
+static void private_pages_are_copied(struct kunit *test)
+{
+	expect_copies_pages(test, table_alloc(test, writable_private_pte,
+					      hmm_stencil_of_private));
+}
+
+static void private_folio_is_copied(struct kunit *test)
+{
+	expect_copies_folio(test, table_alloc(test, writable_private_pte,
+					      hmm_stencil_of_private));
 }
 #endif
 
@@ -951,6 +1218,25 @@ static void kept_bits_stay(struct kunit *test)
 	expect_kept(test, m, 0);
 }
 
+static void kept_bits_stay_in_holes(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, 4 * MAP_PAGES,
+					    PROT_READ | PROT_WRITE);
+
+	KUNIT_ASSERT_EQ(test, mirror_all(m, ASK_WRITE), 0);
+	KUNIT_ASSERT_EQ(test, 0, do_madvise(m->mm, page_addr(m, 5), PAGE_SIZE,
+					    MADV_DONTNEED));
+	KUNIT_ASSERT_EQ(test, 0, do_madvise(m->mm, page_addr(m, 7), 40 * PAGE_SIZE,
+					    MADV_DONTNEED));
+	expect_kept(test, m, 0);
+	KUNIT_EXPECT_EQ(test, rights(m->words[4]), WRITABLE);
+	KUNIT_EXPECT_EQ(test, rights(m->words[5]), 0);
+	KUNIT_EXPECT_EQ(test, rights(m->words[6]), WRITABLE);
+	KUNIT_EXPECT_EQ(test, rights(m->words[7]), 0);
+	KUNIT_EXPECT_EQ(test, rights(m->words[46]), 0);
+	KUNIT_EXPECT_EQ(test, rights(m->words[47]), WRITABLE);
+}
+
 static void kept_bits_stay_in_an_error(struct kunit *test)
 {
 	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
@@ -1475,16 +1761,21 @@ static void kept_bits_stay_in_a_thp(struct kunit *test)
 }
 
 /* A large folio is known as such, whatever is kept in its words. */
+/* Two VMAs for a moment, and PTEs from then on. */
+static void map_thp_by_ptes(struct kunit *test, struct mirror *m)
+{
+	KUNIT_ASSERT_EQ(test, 0, do_madvise(m->mm, page_addr(m, PMD_NR / 2),
+					    PMD_SIZE / 2, MADV_DONTFORK));
+	KUNIT_ASSERT_EQ(test, 0, do_madvise(m->mm, page_addr(m, PMD_NR / 2),
+					    PMD_SIZE / 2, MADV_DOFORK));
+}
+
 static void kept_bits_do_not_hide_an_order(struct kunit *test)
 {
 	struct mirror *m = mirror_map_thp(test);
 	unsigned long i;
 
-	/* Two VMAs for a moment, and PTEs from then on. */
-	KUNIT_ASSERT_EQ(test, 0, do_madvise(m->mm, page_addr(m, PMD_NR / 2),
-					    PMD_SIZE / 2, MADV_DONTFORK));
-	KUNIT_ASSERT_EQ(test, 0, do_madvise(m->mm, page_addr(m, PMD_NR / 2),
-					    PMD_SIZE / 2, MADV_DOFORK));
+	map_thp_by_ptes(test, m);
 	for (i = 0; i < PMD_NR; i++)
 		m->words[i] = i % 3 ? 0 : HMM_PFN_DMA_MAPPED;
 	KUNIT_ASSERT_EQ(test, mirror_all(m, 0), 0);
@@ -1492,6 +1783,39 @@ static void kept_bits_do_not_hide_an_order(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, hmm_pfn_to_map_order(m->words[PMD_NR - 1]), HPAGE_PMD_ORDER);
 	KUNIT_EXPECT_TRUE(test, m->words[3] & HMM_PFN_DMA_MAPPED);
 	KUNIT_EXPECT_FALSE(test, m->words[4] & HMM_PFN_DMA_MAPPED);
+}
+
+/* PTEs may differ in what makes no difference to a device, here and there. */
+static void odd_ptes_do_not_hide_an_order(struct kunit *test)
+{
+	static const unsigned long odd[] = { 0, 1, 7, 8, 100, 101, 102, 103, PMD_NR - 1 };
+	struct mirror *m = mirror_map_thp(test);
+	pte_t *table, *ptep, pte;
+	unsigned long i;
+	spinlock_t *ptl;
+
+	if (!IS_ENABLED(CONFIG_MEM_SOFT_DIRTY))
+		kunit_skip(test, "no bit to play with");
+	map_thp_by_ptes(test, m);
+	mmap_read_lock(m->mm);
+	table = get_locked_pte(m->mm, m->addr, &ptl);
+	for (i = 0; i < ARRAY_SIZE(odd); i++) {
+		ptep = table + odd[i];
+		pte = ptep_get(ptep);
+		set_pte_at(m->mm, page_addr(m, odd[i]), ptep,
+			   pte_soft_dirty(pte) ? pte_clear_soft_dirty(pte) :
+						 pte_mksoft_dirty(pte));
+	}
+	pte_unmap_unlock(table, ptl);
+	mmap_read_unlock(m->mm);
+
+	memset(m->words, 0, PMD_NR * sizeof(*m->words));
+	KUNIT_ASSERT_EQ(test, mirror_all(m, 0), 0);
+	for (i = 0; i < PMD_NR; i++) {
+		KUNIT_ASSERT_EQ(test, rights(m->words[i]), WRITABLE);
+		KUNIT_ASSERT_EQ(test, hmm_pfn_to_map_order(m->words[i]), HPAGE_PMD_ORDER);
+		expect_right_page(test, m, i, m->words[i]);
+	}
 }
 
 static void part_of_a_thp_has_its_order(struct kunit *test)
@@ -1557,13 +1881,20 @@ static struct kunit_case hmm_test_cases[] = {
 #ifdef CONFIG_HAVE_ARCH_TRANSPARENT_HUGEPAGE_PUD
 	KUNIT_CASE(pud_gives_pfn_rights_order),
 #endif
+	KUNIT_CASE(stencil_has_the_largest_block),
+	KUNIT_CASE(stencil_from_0_has_no_block),
 	KUNIT_CASE(empty_stencil_fits_nothing),
 	KUNIT_CASE(stencil_converts_alike_ptes),
 	KUNIT_CASE(stencil_refuses_other_ptes),
 	KUNIT_CASE(stencil_of_one_pfn),
+	KUNIT_CASE(pages_are_copied),
+	KUNIT_CASE(folio_is_copied),
+	KUNIT_CASE(idle_bits_do_not_matter),
 #ifdef CONFIG_DEVICE_PRIVATE
 	KUNIT_CASE(private_gives_pfn_and_rights),
 	KUNIT_CASE(stencil_converts_private_ptes),
+	KUNIT_CASE(private_pages_are_copied),
+	KUNIT_CASE(private_folio_is_copied),
 #endif
 	KUNIT_CASE_PARAM(bad_input_has_its_errno, answer_gen_params),
 	KUNIT_CASE(no_range_is_einval),
@@ -1581,6 +1912,7 @@ static struct kunit_case hmm_test_cases[] = {
 	KUNIT_CASE(missing_vma_is_an_error),
 	KUNIT_CASE(range_beyond_all_vmas),
 	KUNIT_CASE(kept_bits_stay),
+	KUNIT_CASE(kept_bits_stay_in_holes),
 	KUNIT_CASE(kept_bits_stay_in_an_error),
 	KUNIT_CASE(stale_sequence_is_ebusy),
 	KUNIT_CASE_PARAM(failed_fault_tells_why_and_where, failure_gen_params),
@@ -1605,6 +1937,7 @@ static struct kunit_case hmm_test_cases[] = {
 	KUNIT_CASE(thp_is_one_fault),
 	KUNIT_CASE(kept_bits_stay_in_a_thp),
 	KUNIT_CASE(kept_bits_do_not_hide_an_order),
+	KUNIT_CASE(odd_ptes_do_not_hide_an_order),
 	KUNIT_CASE(part_of_a_thp_has_its_order),
 	KUNIT_CASE(one_wanted_page_brings_a_thp),
 	KUNIT_CASE(split_thp_loses_its_order),
