@@ -48,67 +48,6 @@
 #define MIGRATE_LRU_BATCH	64
 
 /*
- * References besides those of mappings, page or swap cache, the migration, and
- * the CPU fault that asked for it.
- */
-static bool folio_is_pinned(struct folio *folio, struct page *fault_page)
-{
-	int known = folio_expected_ref_count(folio) + 1;
-
-	if (!migrate_lock_is_ours(folio, fault_page))
-		known++;
-	return folio_ref_count(folio) > known;
-}
-
-/*
- * Folios wait for their place on the LRU, or to be unlocked from memory, in
- * batches of each CPU, which hold references. Only a reference that may be one
- * of these is worth the interruption of all CPUs.
- */
-static void drain_lru_batches(const unsigned long *src, unsigned long npages,
-			      struct page *fault_page)
-{
-	unsigned long i;
-
-	lru_add_drain();
-	for (i = 0; i < npages; i++) {
-		struct folio *folio = migrate_pfn_folio(src[i]);
-
-		if (!folio || !folio_is_pinned(folio, fault_page))
-			continue;
-		lru_add_drain_all();
-		return;
-	}
-}
-
-/* Take folios off the LRU; one that is not there loses MIGRATE_PFN_MIGRATE. */
-static void isolate_folios(unsigned long *src, unsigned long npages)
-{
-	struct lruvec *lruvec = NULL;
-	unsigned long i;
-
-	for (i = 0; i < npages; i++) {
-		struct folio *folio = migrate_pfn_folio(src[i]);
-
-		if (lruvec && i % MIGRATE_LRU_BATCH == 0) {
-			unlock_page_lruvec_irq(lruvec);
-			lruvec = NULL;
-		}
-		/* Device folios are on no LRU. */
-		if (!folio || folio_is_zone_device(folio))
-			continue;
-		if (!folio_test_clear_lru(folio)) {
-			src[i] &= ~MIGRATE_PFN_MIGRATE;
-			continue;
-		}
-		lruvec = folio_lruvec_relock_irq(folio, lruvec);
-		lruvec_del_folio(lruvec, folio);
-	}
-	if (lruvec)
-		unlock_page_lruvec_irq(lruvec);
-}
-
-/*
  * What a phase works on: a range of a process, or pages that are known by pfn,
  * where the rmap alone knows the page tables.
  *
@@ -123,7 +62,84 @@ struct migration {
 	unsigned long *src;
 	unsigned long npages;
 	struct page *fault_page;
+	bool drained;	/* the LRU batches of all CPUs, once */
 };
+
+/*
+ * References besides those of mappings, page or swap cache, the migration, and
+ * the CPU fault that asked for it.
+ */
+static bool has_other_refs(const struct migration *m, struct folio *folio)
+{
+	int known = folio_expected_ref_count(folio) + 1;
+
+	if (!migrate_lock_is_ours(folio, m->fault_page))
+		known++;
+	return folio_ref_count(folio) > known;
+}
+
+/*
+ * Folios wait for their place on the LRU, or to be unlocked from memory, in
+ * batches of each CPU, which hold references. Only a folio that may be in one of
+ * these is worth the interruption of all CPUs. Return whether there was a point
+ * in it.
+ */
+static bool drain_lru_batches(struct migration *m)
+{
+	if (m->drained)
+		return false;
+	lru_add_drain_all();
+	m->drained = true;
+	return true;
+}
+
+/*
+ * Take folios off the LRU. MIGRATE_PFN_MIGRATE goes from those that are not
+ * there, and comes back to those that are found there after all. Return whether
+ * any was missing.
+ */
+static bool isolate_folios(const struct migration *m, unsigned long wanted)
+{
+	struct lruvec *lruvec = NULL;
+	unsigned long i, nr, looked = 0;
+	bool missing = false;
+
+	for (i = 0; i < m->npages; i += nr) {
+		struct folio *folio;
+
+		nr = migrate_pfn_nr(m->src[i]);
+		if ((m->src[i] & (MIGRATE_PFN_VALID | MIGRATE_PFN_MIGRATE)) !=
+		    wanted)
+			continue;
+		folio = migrate_pfn_folio(m->src[i]);
+		/* Device folios are on no LRU. */
+		if (folio_is_zone_device(folio))
+			continue;
+		if (lruvec && ++looked % MIGRATE_LRU_BATCH == 0) {
+			unlock_page_lruvec_irq(lruvec);
+			lruvec = NULL;
+		}
+		if (!folio_test_clear_lru(folio)) {
+			m->src[i] &= ~MIGRATE_PFN_MIGRATE;
+			missing = true;
+			continue;
+		}
+		m->src[i] |= MIGRATE_PFN_MIGRATE;
+		lruvec = folio_lruvec_relock_irq(folio, lruvec);
+		lruvec_del_folio(lruvec, folio);
+	}
+	if (lruvec)
+		unlock_page_lruvec_irq(lruvec);
+	return missing;
+}
+
+static void isolate_all_folios(struct migration *m)
+{
+	lru_add_drain();
+	if (isolate_folios(m, MIGRATE_PFN_VALID | MIGRATE_PFN_MIGRATE) &&
+	    drain_lru_batches(m))
+		isolate_folios(m, MIGRATE_PFN_VALID);
+}
 
 /* Does the rmap still lead somewhere? Then it does until put_rmap(). */
 static bool get_rmap(const struct migration *m, struct folio *folio)
@@ -136,24 +152,40 @@ static void put_rmap(struct folio *folio)
 	put_anon_vma(folio_anon_vma(folio));
 }
 
-/* Remove the mappings that are left, and look for pins. */
-static enum migrate_stay unmap_folio(const struct migration *m, unsigned long i)
+/*
+ * Remove the mappings that are left of the folio of entry @i, and of those behind
+ * it that the same walk of the rmap finds. Return how many entries that were.
+ */
+static unsigned long unmap_by_rmap(const struct migration *m, unsigned long i)
 {
 	struct folio *folio = migrate_pfn_folio(m->src[i]);
+	unsigned long nr;
 
-	if (!(m->src[i] & MIGRATE_PFN_MIGRATE))
-		return MIGRATE_STAY_ISOLATED;
-	if (folio_mapped(folio) && get_rmap(m, folio)) {
+	nr = migrate_unmap_run(&m->src[i], m->npages - i, !m->vma);
+	if (nr)
+		return nr;
+	if (get_rmap(m, folio)) {
 		m->src[i] |= MIGRATE_PFN_SHARED;
 		/* A huge page may go to a device, which no PMD can map. */
 		try_to_migrate(folio, folio_test_pmd_mappable(folio) ?
 				      TTU_SPLIT_HUGE_PMD : 0);
 	}
+	return 1;
+}
+
+/* Nothing shall map the folio of entry @i any more. Is it ours alone? */
+static enum migrate_stay check_folio(struct migration *m, unsigned long i,
+				     struct folio *folio)
+{
+	if (!(m->src[i] & MIGRATE_PFN_MIGRATE))
+		return MIGRATE_STAY_ISOLATED;
 	if (folio_mapped(folio))
 		return MIGRATE_STAY_MAPPED;
-	if (folio_is_pinned(folio, m->fault_page))
-		return MIGRATE_STAY_PINNED;
-	return MIGRATE_STAY_UNSELECTED;
+	if (!has_other_refs(m, folio))
+		return MIGRATE_STAY_UNSELECTED;
+	if (drain_lru_batches(m) && !has_other_refs(m, folio))
+		return MIGRATE_STAY_UNSELECTED;
+	return MIGRATE_STAY_PINNED;
 }
 
 /* Undo all steps for what stays. */
@@ -182,24 +214,28 @@ static void release_folio(const struct migration *m, unsigned long i,
  * From pages that are locked and referenced to pages whose content stands
  * still. Return how many of them, and of the holes, take part.
  */
-static unsigned long unmap_folios(const struct migration *m)
+static unsigned long unmap_folios(struct migration *m)
 {
-	unsigned long i, migrating = 0;
+	unsigned long i, nr, unmapped = 0, migrating = 0;
+	enum migrate_stay why;
 
-	drain_lru_batches(m->src, m->npages, m->fault_page);
-	isolate_folios(m->src, m->npages);
+	isolate_all_folios(m);
+	for (i = 0; i < m->npages; i += nr) {
+		struct page *page = migrate_pfn_to_page(m->src[i]);
+		struct folio *folio;
 
-	for (i = 0; i < m->npages; i++) {
-		struct folio *folio = migrate_pfn_folio(m->src[i]);
-		enum migrate_stay why;
-
-		if (folio) {
-			why = unmap_folio(m, i);
+		nr = migrate_pfn_nr(m->src[i]);
+		if (page) {
+			folio = page_folio(page);
+			if (i >= unmapped && folio_mapped(folio) &&
+			    (m->src[i] & MIGRATE_PFN_MIGRATE))
+				unmapped = i + unmap_by_rmap(m, i);
+			why = check_folio(m, i, folio);
 			if (why)
 				release_folio(m, i, why);
 		}
 		if (m->src[i] & MIGRATE_PFN_MIGRATE)
-			migrating += migrate_pfn_nr(m->src[i]);
+			migrating += nr;
 	}
 	return migrating;
 }
@@ -319,8 +355,8 @@ void migrate_vma_unmap(struct migrate_vma *args)
  * migrate_vma_finalize(). It may leave any dst entry 0. After a return of 0
  * migrate_vma_finalize() has to follow.
  *
- * Context: Process context, caller holds mmap_lock, to migrate_vma_finalize().
- * May sleep. Calls the interval notifiers of the range, with
+ * Context: Process context, caller holds mmap_lock, to migrate_vma_finalize();
+ * with ->fault_page, what the CPU fault holds. May sleep. Calls the interval notifiers of the range, with
  * %MMU_NOTIFY_MIGRATE and ->pgmap_owner.
  * Return: 0, even if no page can migrate, or -EINVAL, with nothing done: an
  * argument is missing; the range is empty, not page-aligned or not inside the
@@ -339,7 +375,7 @@ int migrate_vma_setup(struct migrate_vma *args)
 	if (err)
 		return err;
 
-	mmap_assert_locked(args->vma->vm_mm);
+	migrate_assert_locked(args);
 	if (is_faulted(args))
 		return hmm_fault_and_collect(args);
 	migrate_vma_collect(args);
@@ -382,11 +418,14 @@ static bool move_identity(struct folio *src, struct folio *dst,
 			  struct page *fault_page)
 {
 	int extra = !migrate_lock_is_ours(src, fault_page);
+	struct address_space *mapping = NULL;
 
 	if (!migrate_may_become(src, dst))
 		return false;
 	/* After that: it may have taken the folio out of the swap cache. */
-	if (folio_migrate_mapping(folio_mapping(src), dst, src, extra) !=
+	if (!folio_test_anon(src) || folio_test_swapcache(src))
+		mapping = folio_mapping(src);
+	if (folio_migrate_mapping(mapping, dst, src, extra) !=
 	    MIGRATEPAGE_SUCCESS)
 		return false;
 	folio_migrate_flags(dst, src);
@@ -406,21 +445,26 @@ static bool sizes_agree(unsigned long src, unsigned long dst)
 	       migrate_pfn_nr(dst) == folio_nr_pages(migrate_pfn_folio(dst));
 }
 
-static void move_folios(unsigned long *src_pfns, unsigned long *dst_pfns,
+/* Return whether there are holes. */
+static bool move_folios(unsigned long *src_pfns, unsigned long *dst_pfns,
 			unsigned long npages, struct page *fault_page)
 {
 	unsigned long i, nr;
+	bool holes = false;
 
 	for (i = 0; i < npages; i += nr) {
-		struct folio *src = migrate_pfn_folio(src_pfns[i]);
-		struct folio *dst = migrate_pfn_folio(dst_pfns[i]);
+		unsigned long src = src_pfns[i], dst = dst_pfns[i];
 
-		nr = 1;
-		if (!src || !(src_pfns[i] & MIGRATE_PFN_MIGRATE))
+		nr = migrate_pfn_nr(src);
+		if (!(src & MIGRATE_PFN_MIGRATE))
 			continue;
-		nr = migrate_pfn_nr(src_pfns[i]);
-		if (dst && sizes_agree(src_pfns[i], dst_pfns[i]) &&
-		    move_identity(src, dst, fault_page))
+		if (!(src & MIGRATE_PFN_VALID)) {
+			holes = true;
+			continue;
+		}
+		if ((dst & MIGRATE_PFN_VALID) && sizes_agree(src, dst) &&
+		    move_identity(migrate_pfn_folio(src), migrate_pfn_folio(dst),
+				  fault_page))
 			src_pfns[i] |= MIGRATE_PFN_MOVED;
 		else if (nr > 1)
 			migrate_explode(&src_pfns[i], &dst_pfns[i], nr,
@@ -428,6 +472,7 @@ static void move_folios(unsigned long *src_pfns, unsigned long *dst_pfns,
 		else
 			src_pfns[i] &= ~MIGRATE_PFN_MIGRATE;
 	}
+	return holes;
 }
 
 /* A large hole that gets anything but one large page is many small ones. */
@@ -499,23 +544,12 @@ static void fill_holes(struct migrate_vma *migrate)
  */
 void migrate_vma_pages(struct migrate_vma *migrate)
 {
-	mmap_assert_locked(migrate->vma->vm_mm);
-	move_folios(migrate->src, migrate->dst, migrate->npages,
-		    migrate->fault_page);
-	fill_holes(migrate);
+	migrate_assert_locked(migrate);
+	if (move_folios(migrate->src, migrate->dst, migrate->npages,
+			migrate->fault_page))
+		fill_holes(migrate);
 }
 EXPORT_SYMBOL_GPL(migrate_vma_pages);
-
-/*
- * After a folio exploded, its pages have an entry each. The first page's stands
- * for the folio, too: for its lock, and the migration's reference.
- */
-static struct folio *entry_owner(unsigned long src)
-{
-	struct page *page = migrate_pfn_to_page(src);
-
-	return page && !PageTail(page) ? page_folio(page) : NULL;
-}
 
 /*
  * What goes on living in RAM has to be found by reclaim. A folio that exploded
@@ -524,17 +558,17 @@ static struct folio *entry_owner(unsigned long src)
 static void return_to_lru(const unsigned long *src_pfns,
 			  const unsigned long *dst_pfns, unsigned long npages)
 {
-	unsigned long i;
+	unsigned long i, nr;
 
-	for (i = 0; i < npages; i++) {
+	for (i = 0; i < npages; i += nr) {
 		struct folio *folio;
 
+		nr = 1;
 		if (!(src_pfns[i] & MIGRATE_PFN_VALID))
 			continue;
+		nr = migrate_nr(src_pfns[i], dst_pfns[i]);
 		folio = page_folio(migrate_target(src_pfns[i], dst_pfns[i]));
-		if (folio_nr_pages(folio) != migrate_nr(src_pfns[i], dst_pfns[i]))
-			continue;
-		if (!folio_is_zone_device(folio))
+		if (!folio_is_zone_device(folio) && folio_nr_pages(folio) == nr)
 			folio_add_lru(folio);
 	}
 }
@@ -551,21 +585,40 @@ static void put_folio(struct folio_batch *batch, struct folio *folio, bool last)
 		folios_put(batch);
 }
 
+/*
+ * The entries that a destination stands for. Those behind it are 0, or mistakes of
+ * the driver, to be looked at one by one.
+ */
+static unsigned long nr_behind(const unsigned long *dst)
+{
+	unsigned long i, nr = migrate_pfn_nr(dst[0]), any = 0;
+
+	for (i = 1; i + 8 <= nr; i += 8)
+		any |= dst[i] | dst[i + 1] | dst[i + 2] | dst[i + 3] |
+		       dst[i + 4] | dst[i + 5] | dst[i + 6] | dst[i + 7];
+	for (; i < nr; i++)
+		any |= dst[i];
+	return any ? 1 : nr;
+}
+
 static void unlock_and_put(const unsigned long *src_pfns,
 			   const unsigned long *dst_pfns, unsigned long npages,
 			   struct page *fault_page)
 {
 	struct folio_batch batch;
-	unsigned long i;
+	unsigned long i, nr, src_end = 0;
 
 	folio_batch_init(&batch);
-	/* Backwards: tails are asked before the first page lets go of them. */
-	for (i = npages; i--; ) {
-		struct folio *src = entry_owner(src_pfns[i]);
-		struct folio *dst = migrate_pfn_folio(dst_pfns[i]);
+	for (i = 0; i < npages; i += nr) {
 		bool moved = src_pfns[i] & MIGRATE_PFN_MOVED;
+		struct folio *dst = migrate_pfn_folio(dst_pfns[i]);
+		struct folio *src;
 
-		if (src) {
+		nr = moved ? nr_behind(&dst_pfns[i]) : 1;
+		/* The other pages of one that exploded have gone with the first. */
+		if ((src_pfns[i] & MIGRATE_PFN_VALID) && i >= src_end) {
+			src = migrate_pfn_folio(src_pfns[i]);
+			src_end = i + folio_nr_pages(src);
 			if (migrate_lock_is_ours(src, fault_page))
 				folio_unlock(src);
 			put_folio(&batch, src, moved);
@@ -592,7 +645,7 @@ static void unlock_and_put(const unsigned long *src_pfns,
  */
 void migrate_vma_finalize(struct migrate_vma *migrate)
 {
-	mmap_assert_locked(migrate->vma->vm_mm);
+	migrate_assert_locked(migrate);
 	return_to_lru(migrate->src, migrate->dst, migrate->npages);
 	migrate_vma_map(migrate, 0, migrate->npages);
 	unlock_and_put(migrate->src, migrate->dst, migrate->npages,
@@ -606,28 +659,39 @@ static bool holds_device_memory(const struct dev_pagemap *pgmap)
 	       pgmap->type == MEMORY_DEVICE_COHERENT;
 }
 
+/* Behind the last pfn of the range that a valid pfn is in. */
+static unsigned long pgmap_range_end(const struct dev_pagemap *pgmap,
+				     unsigned long pfn)
+{
+	int i;
+
+	for (i = 0; i < pgmap->nr_range; i++)
+		if (pfn >= PHYS_PFN(pgmap->ranges[i].start) &&
+		    pfn <= PHYS_PFN(pgmap->ranges[i].end))
+			return PHYS_PFN(pgmap->ranges[i].end) + 1;
+	return pfn + 1;
+}
+
 /* Is every one of these a page of device memory? */
 static int check_device_pfns(unsigned long start, unsigned long npages)
 {
-	struct dev_pagemap *pgmap = NULL;
-	unsigned long pfn;
+	unsigned long pfn, next, end = start + npages;
+	struct dev_pagemap *pgmap;
+	bool good;
 
-	if (start + npages < start || start + npages > PHYS_PFN(-1UL))
+	if (end < start || end > PHYS_PFN(-1UL))
 		return -EINVAL;
 
-	for (pfn = start; pfn < start + npages; pfn++) {
-		if (pgmap && pgmap_pfn_valid(pgmap, pfn))
-			continue;
-		put_dev_pagemap(pgmap);
+	for (pfn = start; pfn < end; pfn = next) {
 		pgmap = get_dev_pagemap(pfn, NULL);
 		if (!pgmap)
 			return -EINVAL;
-		if (!holds_device_memory(pgmap) || !pgmap_pfn_valid(pgmap, pfn)) {
-			put_dev_pagemap(pgmap);
+		good = holds_device_memory(pgmap) && pgmap_pfn_valid(pgmap, pfn);
+		next = pgmap_range_end(pgmap, pfn);
+		put_dev_pagemap(pgmap);
+		if (!good)
 			return -EINVAL;
-		}
 	}
-	put_dev_pagemap(pgmap);
 	return 0;
 }
 
@@ -792,6 +856,19 @@ void migrate_device_pages(unsigned long *src_pfns, unsigned long *dst_pfns,
 }
 EXPORT_SYMBOL_GPL(migrate_device_pages);
 
+/* One for each folio, that of the first page if it has exploded. */
+static void put_rmaps(const unsigned long *src_pfns, unsigned long npages)
+{
+	unsigned long i;
+
+	for (i = 0; i < npages; i++) {
+		struct page *page = migrate_pfn_to_page(src_pfns[i]);
+
+		if (page && (src_pfns[i] & MIGRATE_PFN_SHARED) && !PageTail(page))
+			put_rmap(page_folio(page));
+	}
+}
+
 /**
  * migrate_device_finalize() - map the pages again and let go of them
  * @src_pfns: from migrate_device_range(), after migrate_device_pages()
@@ -806,18 +883,16 @@ EXPORT_SYMBOL_GPL(migrate_device_pages);
 void migrate_device_finalize(unsigned long *src_pfns, unsigned long *dst_pfns,
 			     unsigned long npages)
 {
-	struct folio *folio;
-	unsigned long i;
+	unsigned long i, nr;
 
 	return_to_lru(src_pfns, dst_pfns, npages);
-	for (i = 0; i < npages; i++)
+	for (i = 0; i < npages; i += nr) {
+		nr = 1;
 		if (src_pfns[i] & MIGRATE_PFN_SHARED)
-			migrate_map_by_rmap(src_pfns[i], dst_pfns[i]);
-	for (i = 0; i < npages; i++) {
-		folio = entry_owner(src_pfns[i]);
-		if (folio && (src_pfns[i] & MIGRATE_PFN_SHARED))
-			put_rmap(folio);
+			nr = migrate_map_run(&src_pfns[i], &dst_pfns[i],
+					     npages - i);
 	}
+	put_rmaps(src_pfns, npages);
 	unlock_and_put(src_pfns, dst_pfns, npages, NULL);
 }
 EXPORT_SYMBOL_GPL(migrate_device_finalize);

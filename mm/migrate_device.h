@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What the three parts of device migration tell each other.
+ * What the parts of device migration tell each other.
  *
  * migrate_device.c	the phases, the exports, everything about folios
  * migrate_device_collect.c	page tables to migration entries
  * migrate_device_map.c	migration entries to page tables; holes; CPU faults
+ * migrate_device_rmap.c	both, for page tables that only the rmap knows
+ * migrate_device_pte.h	what becomes of a PTE, and of the counts of a mapping
  * migrate_device_large.c	large folios that have to become smaller
  *
  * Lock order: mmap_lock -> folio lock -> anon_vma or i_mmap -> page-table lock.
@@ -66,6 +68,19 @@ static inline bool migrate_lock_is_ours(const struct folio *folio,
 	return !fault_page || page_folio(fault_page) != folio;
 }
 
+/*
+ * The caller of a migration holds mmap_lock. A CPU fault may have the lock of its
+ * VMA instead: see device_private_fault().
+ */
+static inline void migrate_assert_locked(const struct migrate_vma *migrate)
+{
+#ifdef CONFIG_PER_VMA_LOCK
+	if (migrate->fault_page && rwsem_is_locked(&migrate->vma->vm_lock->lock))
+		return;
+#endif
+	mmap_assert_locked(migrate->vma->vm_mm);
+}
+
 /* migrate_device_collect.c */
 void migrate_vma_collect(struct migrate_vma *migrate);
 void migrate_vma_collect_pmd(struct migrate_vma *migrate, pmd_t *pmdp);
@@ -94,10 +109,20 @@ void migrate_explode(unsigned long *src, unsigned long *dst, unsigned long nr,
 /* migrate_device_map.c */
 void migrate_vma_map(struct migrate_vma *migrate, unsigned long first,
 		     unsigned long last);
-void migrate_map_by_rmap(unsigned long src, unsigned long dst);
+struct map_batch;
+unsigned long migrate_map_ptes(struct vm_area_struct *vma, unsigned long addr,
+			       pte_t *ptep, struct page *src,
+			       struct page *target, unsigned long nr,
+			       struct map_batch *batch);
 void migrate_vma_fill_holes(struct migrate_vma *migrate, unsigned long first,
 			    unsigned long last);
 vm_fault_t device_private_fault(struct vm_fault *vmf, swp_entry_t entry);
+
+/* migrate_device_rmap.c */
+unsigned long migrate_unmap_run(unsigned long *src, unsigned long npages,
+				bool keep);
+unsigned long migrate_map_run(unsigned long *src, const unsigned long *dst,
+			      unsigned long npages);
 
 /* Where the mappings of a page go once it is decided: to dst, or back. */
 static inline struct page *migrate_target(unsigned long src, unsigned long dst)

@@ -43,9 +43,7 @@
 
 #include "internal.h"
 #include "migrate_device.h"
-
-/* replace reads here what clear took: dst is scratch until the driver has it. */
-static_assert(sizeof(pte_t) <= sizeof(unsigned long));
+#include "migrate_device_pte.h"
 
 /**
  * struct collect - one walk
@@ -72,35 +70,25 @@ static bool is_whole_table(unsigned long addr, unsigned long end)
 	return IS_ALIGNED(addr, PMD_SIZE) && end - addr == PMD_SIZE;
 }
 
+static void set_entries(struct migrate_vma *migrate, unsigned long addr,
+			unsigned long end, unsigned long entry)
+{
+	unsigned long i = migrate_index(migrate, addr);
+	unsigned long nr = (end - addr) >> PAGE_SHIFT;
+
+	memset_l(&migrate->src[i], entry, nr);
+	memset_l(&migrate->dst[i], 0, nr);
+	if (entry & MIGRATE_PFN_MIGRATE)
+		migrate->cpages += nr;
+}
+
 /* One entry for all of [addr, end), which is a folio, or may become one. */
 static void set_large_entry(struct migrate_vma *migrate, unsigned long addr,
 			    unsigned long end, unsigned long entry)
 {
-	unsigned long i = migrate_index(migrate, addr);
-	unsigned long last = migrate_index(migrate, end);
-
-	migrate->cpages += last - i;
-	migrate->src[i] = entry | MIGRATE_PFN_COMPOUND;
-	migrate->dst[i] = 0;
-	for (i++; i < last; i++) {
-		migrate->src[i] = 0;
-		migrate->dst[i] = 0;
-	}
-}
-
-/* The same src entry for all of [addr, end). */
-static void fill_entries(struct migrate_vma *migrate, unsigned long addr,
-			 unsigned long end, unsigned long entry)
-{
-	unsigned long i = migrate_index(migrate, addr);
-	unsigned long last = migrate_index(migrate, end);
-
-	if (entry & MIGRATE_PFN_MIGRATE)
-		migrate->cpages += last - i;
-	for (; i < last; i++) {
-		migrate->src[i] = entry;
-		migrate->dst[i] = 0;
-	}
+	set_entries(migrate, addr, end, 0);
+	migrate->src[migrate_index(migrate, addr)] = entry | MIGRATE_PFN_COMPOUND;
+	migrate->cpages += (end - addr) >> PAGE_SHIFT;
 }
 
 /* Only anonymous memory can come into being on a device. */
@@ -129,7 +117,7 @@ static void fill_hole(struct migrate_vma *migrate, unsigned long addr,
 		if (huge && is_whole_table(addr, next))
 			set_large_entry(migrate, addr, next, hole_entry(migrate));
 		else
-			fill_entries(migrate, addr, next, hole_entry(migrate));
+			set_entries(migrate, addr, next, hole_entry(migrate));
 	}
 }
 
@@ -156,6 +144,16 @@ static unsigned long swap_pte_entry(const struct migrate_vma *migrate, pte_t pte
 	return entry;
 }
 
+/* vm_normal_page() for all that is not special. */
+static struct page *pte_normal_page(struct vm_area_struct *vma,
+				    unsigned long addr, pte_t pte)
+{
+	if (IS_ENABLED(CONFIG_ARCH_HAS_PTE_SPECIAL) && !pte_special(pte) &&
+	    pte_pfn(pte) <= highest_memmap_pfn)
+		return pte_page(pte);
+	return vm_normal_page(vma, addr, pte);
+}
+
 static unsigned long present_pte_entry(const struct migrate_vma *migrate,
 				       unsigned long addr, pte_t pte)
 {
@@ -167,7 +165,7 @@ static unsigned long present_pte_entry(const struct migrate_vma *migrate,
 		return migrate->flags & MIGRATE_VMA_SELECT_SYSTEM ?
 			hole_entry(migrate) : 0;
 
-	page = vm_normal_page(migrate->vma, addr, pte);
+	page = pte_normal_page(migrate->vma, addr, pte);
 	if (!page)
 		return 0;
 	if (!is_zone_device_page(page)) {
@@ -207,12 +205,6 @@ static bool pte_goes_on(pte_t first, pte_t pte, unsigned long i)
 	return pte_present(pte) && pte_pfn(pte) == pte_pfn(first) + i;
 }
 
-static bool pte_allows_write(pte_t pte)
-{
-	return pte_present(pte) ? pte_write(pte) :
-	       is_writable_device_private_entry(pte_to_swp_entry(pte));
-}
-
 /*
  * Can the folio move as it is? All its pages have to be mapped here, in a row.
  * The entry says WRITE only if each of them may be written.
@@ -224,6 +216,8 @@ static bool is_mapped_whole(const struct migrate_vma *migrate,
 {
 	unsigned long i, nr = folio_nr_pages(folio);
 	pte_t first = ptep_get(ptep);
+	unsigned long step = pte_step(first);
+	unsigned long next = pte_val(first);
 	bool write = true;
 
 	if (!takes_large(migrate) || (end - addr) >> PAGE_SHIFT < nr ||
@@ -231,9 +225,11 @@ static bool is_mapped_whole(const struct migrate_vma *migrate,
 	    folio_test_has_hwpoisoned(folio))
 		return false;
 
-	for (i = 0; i < nr; i++) {
+	for (i = 0; i < nr; i++, next += step) {
 		pte_t pte = ptep_get(ptep + i);
 
+		if (likely(pte_val(pte) == next))
+			continue;
 		if (!pte_goes_on(first, pte, i))
 			return false;
 		write &= pte_allows_write(pte);
@@ -301,7 +297,7 @@ static unsigned long select_page(struct collect *c, pte_t *ptep,
 
 	end = addr + nr * PAGE_SIZE;
 	if (why) {
-		fill_entries(c->migrate, addr, end, migrate_pfn_stay(why));
+		set_entries(c->migrate, addr, end, migrate_pfn_stay(why));
 	} else if (nr > 1) {
 		set_large_entry(c->migrate, addr, end, entry);
 	} else {
@@ -316,7 +312,7 @@ static unsigned long select_page(struct collect *c, pte_t *ptep,
  * Write the src entries of [addr, end), up to the first page of a large folio
  * that has to be split first. Return the address behind the last one written.
  */
-static unsigned long select_ptes(struct collect *c, pte_t *ptep,
+static noinline unsigned long select_ptes(struct collect *c, pte_t *ptep,
 				 unsigned long addr, unsigned long end)
 {
 	struct migrate_vma *migrate = c->migrate;
@@ -341,174 +337,185 @@ static unsigned long select_ptes(struct collect *c, pte_t *ptep,
 	return addr;
 }
 
-/* Return whether a CPU may hold a translation of what was cleared. */
-static bool clear_ptes(struct migrate_vma *migrate, pte_t *ptep,
+/*
+ * Return whether a CPU may hold a translation of what was cleared. What there was
+ * goes to dst, which is scratch until the driver has it.
+ */
+static noinline bool clear_ptes(struct migrate_vma *migrate, pte_t *ptep,
 		       unsigned long addr, unsigned long end)
 {
-	unsigned long i = migrate_index(migrate, addr);
-	unsigned long n = (end - addr) >> PAGE_SHIFT;
-	unsigned long k, left = 0;
+	unsigned long *src = &migrate->src[migrate_index(migrate, addr)];
+	unsigned long *old = &migrate->dst[migrate_index(migrate, addr)];
+	struct mm_struct *mm = migrate->vma->vm_mm;
 	bool present = false;
+	unsigned long n;
 
 	flush_cache_range(migrate->vma, addr, end);
 	arch_enter_lazy_mmu_mode();
-	for (k = 0; k < n; k++) {
-		unsigned long entry = migrate->src[i + k];
-		pte_t pte;
-
-		if (entry & MIGRATE_PFN_VALID)
-			left = migrate_pfn_nr(entry);
-		if (!left)
+	while (addr < end) {
+		n = migrate_pfn_nr(*src);
+		if (!(*src & MIGRATE_PFN_VALID)) {
+			addr += n * PAGE_SIZE;
+			ptep += n;
+			src += n;
+			old += n;
 			continue;
-		left--;
-		pte = ptep_get_and_clear(migrate->vma->vm_mm,
-					 addr + k * PAGE_SIZE, ptep + k);
-		migrate->dst[i + k] = pte_val(pte);
-		present |= pte_present(pte);
+		}
+		for (src += n; n; n--, addr += PAGE_SIZE) {
+			pte_t pte = ptep_get_and_clear(mm, addr, ptep++);
+
+			*old++ = pte_val(pte);
+			present |= pte_present(pte);
+		}
 	}
 	arch_leave_lazy_mmu_mode();
 	return present;
 }
 
-static swp_entry_t migration_entry(struct page *page, bool write, bool exclusive)
-{
-	unsigned long pfn = page_to_pfn(page);
-
-	if (write)
-		return make_writable_migration_entry(pfn);
-	if (exclusive)
-		return make_readable_exclusive_migration_entry(pfn);
-	return make_readable_migration_entry(pfn);
-}
-
-/* The PTE that stands for @page until finalize, with all bits of @old. */
-static pte_t migration_pte(struct page *page, pte_t old, bool exclusive)
-{
-	swp_entry_t entry = migration_entry(page, pte_allows_write(old),
-					    exclusive);
-	bool soft_dirty, uffd_wp;
-	pte_t pte;
-
-	if (pte_present(old)) {
-		if (pte_young(old))
-			entry = make_migration_entry_young(entry);
-		if (pte_dirty(old))
-			entry = make_migration_entry_dirty(entry);
-		soft_dirty = pte_soft_dirty(old);
-		uffd_wp = pte_uffd_wp(old);
-	} else {
-		soft_dirty = pte_swp_soft_dirty(old);
-		uffd_wp = pte_swp_uffd_wp(old);
-	}
-
-	pte = swp_entry_to_pte(entry);
-	if (soft_dirty)
-		pte = pte_swp_mksoft_dirty(pte);
-	if (uffd_wp)
-		pte = pte_swp_mkuffd_wp(pte);
-	return pte;
-}
-
 /*
- * Make @nr pages of @folio shareable. Each that was exclusive gets its bit in
- * @exclusive. If a pin forbids it for one, nothing has changed: the PTEs are
- * cleared and locked, so nobody saw those before it without their flag.
+ * Make @nr pages of a large folio shareable. Each that was exclusive gets its bit
+ * in @exclusive. A pin of any of them is one of the folio: so the first exclusive
+ * page answers for all, once the PTEs of all are gone.
  */
 static bool share_pages(struct folio *folio, unsigned long nr,
 			unsigned long *exclusive)
 {
-	unsigned long i;
+	unsigned long i, first;
 
 	bitmap_zero(exclusive, nr);
 	if (!folio_test_anon(folio))
 		return true;
-	for (i = 0; i < nr; i++) {
-		struct page *page = folio_page(folio, i);
+	for (i = 0; i < nr; i++)
+		if (PageAnonExclusive(folio_page(folio, i)))
+			__set_bit(i, exclusive);
 
-		if (!PageAnonExclusive(page))
-			continue;
-		if (folio_try_share_anon_rmap_pte(folio, page))
-			goto err_unshare;
-		__set_bit(i, exclusive);
-	}
+	first = find_first_bit(exclusive, nr);
+	if (first == nr)
+		return true;
+	if (folio_try_share_anon_rmap_pte(folio, folio_page(folio, first)))
+		return false;
+	i = first + 1;
+	for_each_set_bit_from(i, exclusive, nr)
+		ClearPageAnonExclusive(folio_page(folio, i));
+	/* As folio_try_share_anon_rmap_pte(): the flag before the new PTE. */
+	smp_mb__after_atomic();
 	return true;
+}
 
-err_unshare:
-	for_each_set_bit(i, exclusive, nr)
-		SetPageAnonExclusive(folio_page(folio, i));
-	return false;
+/* How many of @nr PTEs are like the first, but for their pfn, and as exclusive? */
+static unsigned long nr_alike(const unsigned long *old,
+			      const unsigned long *exclusive, unsigned long k,
+			      unsigned long nr)
+{
+	unsigned long step = pte_step(__pte(old[k])), next = old[k];
+	unsigned long i, last;
+
+	last = test_bit(k, exclusive) ? find_next_zero_bit(exclusive, nr, k) :
+					find_next_bit(exclusive, nr, k);
+	for (i = k + 1; i < last; i++) {
+		next += step;
+		if (old[i] != next)
+			break;
+	}
+	return i - k;
 }
 
 /*
- * Write migration entries for @nr pages that are mapped in a row by what is in
- * @old. Of the references of the mappings one is kept.
+ * Write migration entries for @nr pages of a large folio, mapped in a row by what
+ * is in @old. Of the references of the mappings one is kept.
  */
 static void replace_run(struct migrate_vma *migrate, pte_t *ptep,
 			unsigned long addr, struct folio *folio,
 			unsigned long nr, const unsigned long *old,
 			const unsigned long *exclusive)
 {
-	struct mm_struct *mm = migrate->vma->vm_mm;
-	unsigned long k;
+	unsigned long k, n;
 
-	for (k = 0; k < nr; k++) {
+	for (k = 0; k < nr; k += n) {
 		pte_t pte = __pte(old[k]);
 
-		/* The last word on dirty: no CPU can set the bit any more. */
-		if (pte_present(pte) && pte_dirty(pte))
-			folio_mark_dirty(folio);
-		set_pte_at(mm, addr + k * PAGE_SIZE, ptep + k,
-			   migration_pte(folio_page(folio, k), pte,
-					 test_bit(k, exclusive)));
+		n = nr_alike(old, exclusive, k, nr);
+		take_dirty(folio, pte);
+		set_ptes_from(migrate->vma->vm_mm, addr + k * PAGE_SIZE, ptep + k,
+			      migration_pte(folio_page(folio, k), pte,
+					    test_bit(k, exclusive)), n);
 	}
 	folio_remove_rmap_ptes(folio, &folio->page, nr, migrate->vma);
-	if (nr > 1)
-		folio_ref_sub(folio, nr - 1);
+	folio_ref_sub(folio, nr - 1);
 }
 
 /* A pin: everything as it was. */
 static void put_back_run(struct migrate_vma *migrate, pte_t *ptep,
-			 unsigned long addr, struct folio *folio,
-			 unsigned long nr, const unsigned long *old)
+			 unsigned long addr, unsigned long nr,
+			 const unsigned long *old)
 {
 	unsigned long k;
 
 	for (k = 0; k < nr; k++)
 		set_pte_at(migrate->vma->vm_mm, addr + k * PAGE_SIZE, ptep + k,
 			   __pte(old[k]));
-	if (migrate_lock_is_ours(folio, migrate->fault_page))
-		folio_unlock(folio);
 }
 
-static void replace_ptes(struct migrate_vma *migrate, pte_t *ptep,
+static noinline bool replace_large(struct migrate_vma *migrate, pte_t *ptep,
+			  unsigned long addr, struct folio *folio,
+			  unsigned long nr, unsigned long *old)
+{
+	DECLARE_BITMAP(exclusive, MAX_PTRS_PER_PTE);
+
+	if (!share_pages(folio, nr, exclusive)) {
+		put_back_run(migrate, ptep, addr, nr, old);
+		return false;
+	}
+	replace_run(migrate, ptep, addr, folio, nr, old, exclusive);
+	memset_l(old, 0, nr);
+	return true;
+}
+
+/* Everything is as it was; let go of the folio. */
+static void drop_pinned(struct migrate_vma *migrate, unsigned long addr,
+			struct folio *folio, unsigned long nr)
+{
+	if (migrate_lock_is_ours(folio, migrate->fault_page))
+		folio_unlock(folio);
+	migrate->cpages -= nr;
+	set_entries(migrate, addr, addr + nr * PAGE_SIZE,
+		    migrate_pfn_stay(MIGRATE_STAY_PINNED));
+}
+
+static noinline void replace_ptes(struct migrate_vma *migrate, pte_t *ptep,
 			 unsigned long addr, unsigned long end)
 {
 	unsigned long i = migrate_index(migrate, addr);
-	DECLARE_BITMAP(exclusive, MAX_PTRS_PER_PTE);
+	struct anon_mapped mapped = { };
+	struct pte_rule rule = { };
 	unsigned long nr;
+	bool done;
 
 	arch_enter_lazy_mmu_mode();
 	for (; addr < end; addr += nr * PAGE_SIZE, ptep += nr, i += nr) {
-		unsigned long entry = migrate->src[i];
 		unsigned long *old = &migrate->dst[i];
+		struct page *page = migrate_pfn_to_page(migrate->src[i]);
 		struct folio *folio;
 
 		nr = 1;
-		if (!(entry & MIGRATE_PFN_VALID))
+		if (!page)
 			continue;
-		nr = migrate_pfn_nr(entry);
-		folio = migrate_pfn_folio(entry);
-		if (share_pages(folio, nr, exclusive)) {
-			replace_run(migrate, ptep, addr, folio, nr, old,
-				    exclusive);
-			memset(old, 0, nr * sizeof(*old));
-			continue;
+		folio = page_folio(page);
+		if (migrate->src[i] & MIGRATE_PFN_COMPOUND) {
+			nr = folio_nr_pages(folio);
+			done = replace_large(migrate, ptep, addr, folio, nr, old);
+		} else {
+			done = replace_pte(migrate->vma, addr, ptep, __pte(*old),
+					   folio, page, &rule);
+			if (done)
+				drop_mappings(folio, page, 1, migrate->vma,
+					      &mapped);
+			*old = 0;
 		}
-		put_back_run(migrate, ptep, addr, folio, nr, old);
-		migrate->cpages -= nr;
-		fill_entries(migrate, addr, addr + nr * PAGE_SIZE,
-			     migrate_pfn_stay(MIGRATE_STAY_PINNED));
+		if (!done)
+			drop_pinned(migrate, addr, folio, nr);
 	}
+	anon_mapped_flush(&mapped);
 	arch_leave_lazy_mmu_mode();
 }
 
@@ -670,7 +677,7 @@ static enum huge_step collect_huge(struct collect *c, pmd_t *pmdp,
 	why = split_and_put(migrate, folio);
 	if (!why)
 		return HUGE_AGAIN;
-	fill_entries(migrate, addr, end, migrate_pfn_stay(why));
+	set_entries(migrate, addr, end, migrate_pfn_stay(why));
 	return HUGE_DONE;
 
 out_entry:
@@ -678,7 +685,7 @@ out_entry:
 	if (entry & MIGRATE_PFN_VALID)
 		set_large_entry(migrate, addr, end, entry);
 	else
-		fill_entries(migrate, addr, end, entry);
+		set_entries(migrate, addr, end, entry);
 	return HUGE_DONE;
 }
 
@@ -700,8 +707,7 @@ static bool is_device_table(const struct migrate_vma *migrate,
 			    unsigned long addr, pte_t *ptep, struct alike *a)
 {
 	pte_t first = ptep_get(ptep);
-	/* From an entry to that of the next page. */
-	unsigned long i, stride, entry;
+	unsigned long i, next, step, entry;
 
 	if (!is_swap_pte(first))
 		return false;
@@ -717,11 +723,11 @@ static bool is_device_table(const struct migrate_vma *migrate,
 	a->exclusive = PageAnonExclusive(&a->folio->page);
 	a->soft_dirty = pte_swp_soft_dirty(first);
 	a->uffd_wp = pte_swp_uffd_wp(first);
-	stride = pte_val(pte_next_swp_offset(first)) - pte_val(first);
-	for (i = 1; i < PTRS_PER_PTE; i++) {
-		if (pte_val(ptep_get(ptep + i)) != pte_val(first) + i * stride)
-			return false;
-		if (PageAnonExclusive(folio_page(a->folio, i)) != a->exclusive)
+	step = pte_step(first);
+	next = pte_val(first) + step;
+	for (i = 1; i < PTRS_PER_PTE; i++, next += step) {
+		if (pte_val(ptep_get(ptep + i)) != next ||
+		    PageAnonExclusive(folio_page(a->folio, i)) != a->exclusive)
 			return false;
 	}
 	return true;
@@ -763,13 +769,13 @@ static pmd_t device_migration_pmd(const struct alike *a)
 	return a->uffd_wp ? pmd_swp_mkuffd_wp(pmd) : pmd;
 }
 
+/* Nobody can pin private memory: there is nothing to look for or to order. */
 static void share_all(struct folio *folio)
 {
-	unsigned long i;
+	unsigned long i, nr = folio_nr_pages(folio);
 
-	/* Cannot fail: nobody can pin private memory. */
-	for (i = 0; i < folio_nr_pages(folio); i++)
-		folio_try_share_anon_rmap_pte(folio, folio_page(folio, i));
+	for (i = 0; i < nr; i++)
+		ClearPageAnonExclusive(folio_page(folio, i));
 }
 
 /*
@@ -846,7 +852,7 @@ out_unlock:
 	spin_unlock(pml);
 
 	if (why) {
-		fill_entries(migrate, addr, end, migrate_pfn_stay(why));
+		set_entries(migrate, addr, end, migrate_pfn_stay(why));
 	} else if (old) {
 		pte_free_defer(mm, old);
 		set_large_entry(migrate, addr, end,
@@ -877,7 +883,7 @@ static void collect_range(struct collect *c, pmd_t *pmdp, unsigned long addr,
 		}
 		if (!pmd_present(pmd)) {
 			/* A migration entry: somebody else moves the whole. */
-			fill_entries(c->migrate, addr, end,
+			set_entries(c->migrate, addr, end,
 				     migrate_pfn_stay(MIGRATE_STAY_LOCKED));
 			return;
 		}
@@ -916,13 +922,33 @@ static const struct mm_walk_ops collect_ops = {
 static void collect_begin(struct migrate_vma *migrate,
 			  struct mmu_notifier_range *range)
 {
-	mmap_assert_locked(migrate->vma->vm_mm);
+	migrate_assert_locked(migrate);
 	migrate->cpages = 0;
 	migrate->npages = (migrate->end - migrate->start) >> PAGE_SHIFT;
 	mmu_notifier_range_init_owner(range, MMU_NOTIFY_MIGRATE, 0,
 				      migrate->vma->vm_mm, migrate->start,
 				      migrate->end, migrate->pgmap_owner);
 	mmu_notifier_invalidate_range_start(range);
+}
+
+/**
+ * migrate_vma_collect_pmd() - migrate_vma_collect() of what one PMD maps
+ * @migrate: the same, but that its range is within that
+ * @pmdp: that PMD, or NULL if there is none
+ *
+ * Context: Process context, caller holds mmap_lock. May sleep.
+ */
+void migrate_vma_collect_pmd(struct migrate_vma *migrate, pmd_t *pmdp)
+{
+	struct collect c = { .migrate = migrate };
+	struct mmu_notifier_range range;
+
+	collect_begin(migrate, &range);
+	if (pmdp)
+		collect_range(&c, pmdp, migrate->start, migrate->end);
+	else
+		fill_hole(migrate, migrate->start, migrate->end);
+	mmu_notifier_invalidate_range_end(&range);
 }
 
 /**
@@ -940,28 +966,14 @@ void migrate_vma_collect(struct migrate_vma *migrate)
 	struct collect c = { .migrate = migrate };
 	struct mmu_notifier_range range;
 
+	/* As a CPU fault has it: not worth a walk. */
+	if (pmd_addr_end(migrate->start, migrate->end) == migrate->end) {
+		migrate_vma_collect_pmd(migrate, mm_find_pmd(migrate->vma->vm_mm,
+							     migrate->start));
+		return;
+	}
 	collect_begin(migrate, &range);
 	walk_page_range_vma(migrate->vma, migrate->start, migrate->end,
 			    &collect_ops, &c);
-	mmu_notifier_invalidate_range_end(&range);
-}
-
-/**
- * migrate_vma_collect_pmd() - migrate_vma_collect() in somebody else's walk
- * @migrate: the same, but that its range is within what one PMD maps
- * @pmdp: that PMD, or NULL if there is none
- *
- * Context: Process context, caller holds mmap_lock. May sleep.
- */
-void migrate_vma_collect_pmd(struct migrate_vma *migrate, pmd_t *pmdp)
-{
-	struct collect c = { .migrate = migrate };
-	struct mmu_notifier_range range;
-
-	collect_begin(migrate, &range);
-	if (pmdp)
-		collect_range(&c, pmdp, migrate->start, migrate->end);
-	else
-		fill_hole(migrate, migrate->start, migrate->end);
 	mmu_notifier_invalidate_range_end(&range);
 }

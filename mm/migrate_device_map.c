@@ -30,6 +30,7 @@
 
 #include "internal.h"
 #include "migrate_device.h"
+#include "migrate_device_pte.h"
 
 static pte_t device_private_pte(struct page *page, bool write, bool soft_dirty,
 				bool uffd_wp)
@@ -91,19 +92,6 @@ static pte_t target_pte(struct vm_area_struct *vma, struct page *src,
 	return system_pte(vma, target, old, young, dirty, soft_dirty);
 }
 
-static void add_rmap(struct vm_area_struct *vma, unsigned long addr,
-		     struct page *page, unsigned long nr, bool exclusive)
-{
-	struct folio *folio = page_folio(page);
-
-	folio_ref_add(folio, nr);
-	if (folio_test_anon(folio))
-		folio_add_anon_rmap_ptes(folio, page, nr, vma, addr,
-					 exclusive ? RMAP_EXCLUSIVE : RMAP_NONE);
-	else
-		folio_add_file_rmap_ptes(folio, page, nr, vma);
-}
-
 /* The state of a place where collect, or the rmap, left a migration entry. */
 enum entry_state { ENTRY_GONE, ENTRY_SHARED, ENTRY_EXCLUSIVE };
 
@@ -121,82 +109,159 @@ static enum entry_state entry_state(pte_t pte, struct page *src)
 						    ENTRY_EXCLUSIVE;
 }
 
-/*
- * Map @nr pages of @target where the migration entries of as many of @src are,
- * in runs whose rmap is the same. Return how many were mapped.
- */
-static unsigned long map_ptes(struct vm_area_struct *vma, unsigned long addr,
-			      pte_t *ptep, struct page *src,
-			      struct page *target, unsigned long nr)
+/* How many PTEs from @ptep on, of @nr, go on as the first of them begins? */
+static unsigned long nr_alike(pte_t *ptep, unsigned long nr)
 {
-	unsigned long i, run, k, mapped = 0;
+	pte_t first = ptep_get(ptep);
+	unsigned long next = pte_val(first), step = pte_step(first);
+	unsigned long i;
 
-	for (i = 0; i < nr; i += run) {
-		enum entry_state state = entry_state(ptep_get(ptep + i), src + i);
-
-		run = 1;
-		if (state == ENTRY_GONE)
-			continue;
-		while (i + run < nr &&
-		       entry_state(ptep_get(ptep + i + run), src + i + run) == state)
-			run++;
-
-		add_rmap(vma, addr + i * PAGE_SIZE, target + i, run,
-			 state == ENTRY_EXCLUSIVE);
-		for (k = i; k < i + run; k++)
-			set_pte_at(vma->vm_mm, addr + k * PAGE_SIZE, ptep + k,
-				   target_pte(vma, src + k, target + k,
-					      ptep_get(ptep + k)));
-		/* Nothing to flush: what was there was not present. */
-		if (!is_device_private_page(target))
-			update_mmu_cache_range(NULL, vma, addr + i * PAGE_SIZE,
-					       ptep + i, run);
-		mapped += run;
+	for (i = 1; i < nr; i++) {
+		next += step;
+		if (pte_val(ptep_get(ptep + i)) != next)
+			break;
 	}
-	return mapped;
+	return i;
 }
 
-/* What is not found where collect left it is looked for by the rmap. */
-static void map_table(struct migrate_vma *migrate, pmd_t *pmdp,
+/* What target_pte() looks at besides the VMA and the migration entry. */
+enum target_traits {
+	TARGET_PRIVATE	= BIT(0),
+	TARGET_RETURNS	= BIT(1),	/* to RAM, from a device */
+	TARGET_DIRTY	= BIT(2),
+};
+
+static unsigned int target_traits(struct page *src, struct page *target)
+{
+	bool zone_device = is_zone_device_page(target);
+	unsigned int traits = 0;
+
+	if (zone_device && is_device_private_page(target))
+		return TARGET_PRIVATE;
+	if (!zone_device && is_zone_device_page(src))
+		traits |= TARGET_RETURNS;
+	if (folio_test_dirty(page_folio(target)))
+		traits |= TARGET_DIRTY;
+	return traits;
+}
+
+/*
+ * What takes the place of @old, by the rule, or else anew; false if it does not
+ * stand for @src.
+ */
+static bool find_target_pte(struct map_batch *batch, struct vm_area_struct *vma,
+			    struct page *src, struct page *target, pte_t old,
+			    unsigned int traits)
+{
+	unsigned long pfn = page_to_pfn(src);
+	enum entry_state state;
+
+	if (likely(pte_rule_holds(&batch->rule, old, pfn, traits))) {
+		batch->pte = pte_rule_get(&batch->rule, page_to_pfn(target));
+		return true;
+	}
+	state = entry_state(old, src);
+	if (state == ENTRY_GONE)
+		return false;
+	batch->exclusive = state == ENTRY_EXCLUSIVE;
+	batch->pte = target_pte(vma, src, target, old);
+	pte_rule_make(&batch->rule, old, pfn, batch->pte, page_to_pfn(target),
+		      traits);
+	return true;
+}
+
+/**
+ * migrate_map_ptes() - put mappings in the place of migration entries
+ * @vma: the VMA
+ * @addr: address of the first entry
+ * @ptep: its PTE, whose lock the caller holds
+ * @src: the page that it stands for
+ * @target: the page to map
+ * @nr: how many of them there are, in a row, of one page table and one folio
+ * @batch: of this VMA, zeroed before the first call
+ *
+ * Done in stretches of entries that differ by their pfn alone.
+ *
+ * Context: Caller holds the page-table lock, and the folio locks.
+ * Return: How many of them were there.
+ */
+unsigned long migrate_map_ptes(struct vm_area_struct *vma, unsigned long addr,
+			       pte_t *ptep, struct page *src,
+			       struct page *target, unsigned long nr,
+			       struct map_batch *batch)
+{
+	unsigned int traits = target_traits(src, target);
+	unsigned long n, done = 0;
+
+	for (; nr; nr -= n, addr += n * PAGE_SIZE, ptep += n, src += n, target += n) {
+		pte_t old = ptep_get(ptep);
+
+		n = 1;
+		if (!find_target_pte(batch, vma, src, target, old, traits))
+			continue;
+		if (nr > 1)
+			n = nr_alike(ptep, nr);
+		add_mappings(vma, addr, target, n, batch->exclusive,
+			     &batch->mapped);
+		set_ptes_from(vma->vm_mm, addr, ptep, batch->pte, n);
+		/* Nothing to flush: what was there was not present. */
+		if (!(traits & TARGET_PRIVATE))
+			update_mmu_cache_range(NULL, vma, addr, ptep, n);
+		done += n;
+	}
+	return done;
+}
+
+/*
+ * Map what one page table had. What is not found where collect left it, and what
+ * other tables have as well, is left to the rmap: return whether there is any.
+ */
+static bool map_table(struct migrate_vma *migrate, pmd_t *pmdp,
 		      unsigned long i, unsigned long last)
 {
 	unsigned long addr = migrate->start + (i << PAGE_SHIFT);
+	struct vm_area_struct *vma = migrate->vma;
 	pte_t *start_pte = NULL, *ptep = NULL;
+	struct map_batch batch = { };
+	bool shared = false;
 	unsigned long n;
 	spinlock_t *ptl;
 
 	if (pmdp)
-		start_pte = pte_offset_map_lock(migrate->vma->vm_mm, pmdp, addr,
-						&ptl);
+		start_pte = pte_offset_map_lock(vma->vm_mm, pmdp, addr, &ptl);
 	if (start_pte) {
 		ptep = start_pte;
 		arch_enter_lazy_mmu_mode();
 	}
 
 	for (; i < last; i += n, addr += n * PAGE_SIZE) {
-		unsigned long src = migrate->src[i];
-		struct page *target;
+		unsigned long src = migrate->src[i], dst = migrate->dst[i];
 
 		n = 1;
 		if (src & MIGRATE_PFN_VALID) {
-			n = migrate_nr(src, migrate->dst[i]);
-			target = migrate_target(src, migrate->dst[i]);
-			if (!ptep ||
-			    map_ptes(migrate->vma, addr, ptep,
-				     migrate_pfn_to_page(src), target, n) < n)
+			n = migrate_nr(src, dst);
+			if (!ptep || (src & MIGRATE_PFN_SHARED) ||
+			    migrate_map_ptes(vma, addr, ptep,
+					     migrate_pfn_to_page(src),
+					     migrate_target(src, dst), n,
+					     &batch) < n) {
 				migrate->src[i] |= MIGRATE_PFN_SHARED;
+				shared = true;
+			}
 		}
 		if (ptep)
 			ptep += n;
 	}
 
+	anon_mapped_flush(&batch.mapped);
 	if (start_pte) {
 		arch_leave_lazy_mmu_mode();
 		/* While on the CPU whose mlock batch has references of the pages. */
-		if (migrate->vma->vm_flags & VM_LOCKED)
+		if (vma->vm_flags & VM_LOCKED)
 			mlock_drain_local();
 		pte_unmap_unlock(start_pte, ptl);
 	}
+	return shared;
 }
 
 /*
@@ -213,18 +278,16 @@ static void map_device_table(struct vm_area_struct *vma, pmd_t *pmdp,
 	bool soft_dirty = pmd_swp_soft_dirty(old);
 	bool uffd_wp = pmd_swp_uffd_wp(old);
 	pgtable_t table = pgtable_trans_huge_withdraw(mm, pmdp);
-	unsigned long i;
 	pte_t *ptep;
 
 	pmd_populate(mm, &local, table);
 	ptep = pte_offset_map(&local, addr);
-	for (i = 0; i < PTRS_PER_PTE; i++)
-		set_pte_at(mm, addr + i * PAGE_SIZE, ptep + i,
-			   device_private_pte(page + i, write, soft_dirty,
-					      uffd_wp));
+	set_ptes_from(mm, addr, ptep,
+		      device_private_pte(page, write, soft_dirty, uffd_wp),
+		      PTRS_PER_PTE);
 	pte_unmap(ptep);
-	add_rmap(vma, addr, page, PTRS_PER_PTE,
-		 !is_readable_migration_entry(entry));
+	add_mappings(vma, addr, page, PTRS_PER_PTE,
+		     !is_readable_migration_entry(entry), NULL);
 	smp_wmb();	/* The PTEs before the PMD that leads to them. */
 	pmd_populate(mm, pmdp, table);
 }
@@ -272,75 +335,6 @@ static bool map_huge(struct migrate_vma *migrate, pmd_t *pmdp, unsigned long i)
 	return ours && whole;
 }
 
-/* The walk of the rmap for one entry of a migration. */
-struct rmap_entry {
-	struct page *src;
-	struct page *target;
-	unsigned long nr;
-	pgoff_t pgoff;
-};
-
-static bool map_entry_one(struct folio *folio, struct vm_area_struct *vma,
-			  unsigned long addr, void *arg)
-{
-	const struct rmap_entry *e = arg;
-	struct page_vma_mapped_walk pvmw = {
-		.pfn = page_to_pfn(e->src),
-		.nr_pages = e->nr,
-		.pgoff = e->pgoff,
-		.vma = vma,
-		.address = vma_address(vma, e->pgoff, e->nr),
-		.flags = PVMW_SYNC | PVMW_MIGRATION,
-	};
-	unsigned long i;
-
-	if (pvmw.address == -EFAULT)
-		return true;
-	while (page_vma_mapped_walk(&pvmw)) {
-		if (WARN_ON_ONCE(!pvmw.pte))
-			continue;
-		i = linear_page_index(vma, pvmw.address) - e->pgoff;
-		map_ptes(vma, pvmw.address, pvmw.pte, e->src + i, e->target + i, 1);
-		if (vma->vm_flags & VM_LOCKED)
-			mlock_drain_local();
-	}
-	return true;
-}
-
-/**
- * migrate_map_by_rmap() - map an entry of a migration wherever it was mapped
- * @src: the src entry
- * @dst: the dst entry
- *
- * For pages that page tables besides the one of the migration map, or that were
- * found by pfn.
- *
- * Context: Process context, caller holds the folio locks. Takes the anon_vma or
- * i_mmap lock. May sleep.
- */
-void migrate_map_by_rmap(unsigned long src, unsigned long dst)
-{
-	struct page *page = migrate_pfn_to_page(src);
-	struct folio *folio = page_folio(page);
-	struct rmap_entry e = {
-		.src = page,
-		.target = migrate_target(src, dst),
-		.nr = migrate_nr(src, dst),
-	};
-	struct rmap_walk_control rwc = {
-		.rmap_one = map_entry_one,
-		.arg = &e,
-	};
-
-	if (e.nr == folio_nr_pages(folio)) {
-		remove_migration_ptes(folio, page_folio(e.target), 0);
-		return;
-	}
-	/* It exploded: the index of the page is that of its piece. */
-	e.pgoff = folio->index + folio_page_idx(folio, page);
-	rmap_walk(page_folio(e.target), &rwc);
-}
-
 /**
  * migrate_vma_map() - turn the migration entries of a range into mappings
  * @migrate: the migration, after the pages step or in its place
@@ -358,6 +352,7 @@ void migrate_vma_map(struct migrate_vma *migrate, unsigned long first,
 {
 	unsigned long end = migrate->start + (last << PAGE_SHIFT);
 	unsigned long addr, next, i;
+	bool shared = false;
 
 	for (i = first; i < last; i = next) {
 		pmd_t *pmdp;
@@ -365,13 +360,19 @@ void migrate_vma_map(struct migrate_vma *migrate, unsigned long first,
 		addr = migrate->start + (i << PAGE_SHIFT);
 		next = migrate_index(migrate, pmd_addr_end(addr, end));
 		pmdp = mm_find_pmd(migrate->vma->vm_mm, addr);
-		if (!map_huge(migrate, pmdp, i))
-			map_table(migrate, pmdp, i, next);
+		/* Other processes may have it in parts, or by PTEs. */
+		if (map_huge(migrate, pmdp, i))
+			shared |= migrate->src[i] & MIGRATE_PFN_SHARED;
+		else
+			shared |= map_table(migrate, pmdp, i, next);
 	}
-	for (i = first; i < last; i++)
+	for (i = first; shared && i < last; i = next) {
+		next = i + 1;
 		if ((migrate->src[i] & MIGRATE_PFN_VALID) &&
 		    (migrate->src[i] & MIGRATE_PFN_SHARED))
-			migrate_map_by_rmap(migrate->src[i], migrate->dst[i]);
+			next = i + migrate_map_run(&migrate->src[i],
+						   &migrate->dst[i], last - i);
+	}
 }
 
 /* Nothing comes into being at this address: the driver's page is not used. */
@@ -479,7 +480,7 @@ static void install_folio(struct vm_area_struct *vma, unsigned long addr,
 		folio_add_new_anon_rmap(folio, vma, addr, RMAP_EXCLUSIVE);
 	} else {
 		make_anon(vma, addr, folio);
-		add_rmap(vma, addr, &folio->page, nr, true);
+		add_mappings(vma, addr, &folio->page, nr, true, NULL);
 	}
 	if (!folio_is_zone_device(folio))
 		folio_add_lru_vma(folio, vma);
@@ -622,9 +623,14 @@ static vm_fault_t wait_for_other_fault(struct vm_fault *vmf, swp_entry_t entry)
 		return VM_FAULT_RETRY;
 	}
 	pte_unmap(vmf->pte);
-	mmap_read_unlock(vmf->vma->vm_mm);
+	release_fault_lock(vmf);
 	migration_entry_wait_on_locked(entry, vmf->ptl);
 	return VM_FAULT_RETRY;
+}
+
+static bool takes_vma_lock(const struct folio *folio)
+{
+	return folio->page.pgmap->flags & PGMAP_FAULT_VMA_LOCK;
 }
 
 /**
@@ -639,7 +645,7 @@ static vm_fault_t wait_for_other_fault(struct vm_fault *vmf, swp_entry_t entry)
  *
  *   first thread                         others
  *   take the page-table lock             take the page-table lock
- *   folio: its lock, a reference         let go of mmap_lock
+ *   folio: its lock, a reference         let go of mmap_lock, or the VMA
  *   page-table unlock                    queue up for the folio lock
  *   migrate_to_ram(): entry replaced     page-table unlock, sleep
  *   unlock and release the folio         wake up, fault again, find RAM
@@ -648,19 +654,30 @@ static vm_fault_t wait_for_other_fault(struct vm_fault *vmf, swp_entry_t entry)
  * entry they saw holds a reference, and is removed only under the page-table
  * lock.
  *
+ * The fault has mmap_lock, or the lock of its VMA, if the driver can do with that:
+ * else it comes again with mmap_lock. To a migration of one page, or of what is
+ * around it in the VMA, they are alike: before the VMA, its page tables or its
+ * anon_vmas go, and before fork copies it, both are taken for writing.
+ *
  * A caller that cannot let go of mmap_lock may hold more that the driver waits
  * for, as one in hmm_range_fault() does. It sleeps for a moment only, and so
  * comes back to where it looks for signals and invalidations.
  *
- * Context: Process context, caller holds mmap_lock. May sleep.
+ * Context: Process context, caller holds mmap_lock or the lock of the VMA. May
+ * sleep.
  * Return: what the driver's migrate_to_ram() says; after waiting 0, or
- * %VM_FAULT_RETRY without mmap_lock.
+ * %VM_FAULT_RETRY without that lock.
  */
 vm_fault_t device_private_fault(struct vm_fault *vmf, swp_entry_t entry)
 {
 	struct folio *folio = pfn_swap_entry_folio(entry);
 	vm_fault_t ret;
 
+	if ((vmf->flags & FAULT_FLAG_VMA_LOCK) && !takes_vma_lock(folio)) {
+		pte_unmap_unlock(vmf->pte, vmf->ptl);
+		release_fault_lock(vmf);
+		return VM_FAULT_RETRY;
+	}
 	if (!folio_trylock(folio))
 		return wait_for_other_fault(vmf, entry);
 

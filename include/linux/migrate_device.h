@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Why a page stayed where it was.
+ * Why a page stayed where it was, and how a CPU fault comes to the driver.
  *
  * migrate_vma_setup() and migrate_device_range() give every page of their
  * range a src entry. An entry without MIGRATE_PFN_VALID and MIGRATE_PFN_MIGRATE
@@ -13,6 +13,13 @@
 
 #include <linux/migrate.h>
 #include <linux/mm.h>
+
+/*
+ * &dev_pagemap.flags, beside PGMAP_ALTMAP_VALID: migrate_to_ram() does without
+ * mmap_lock. It is then called with the lock of vmf->vma alone, if vmf->flags has
+ * FAULT_FLAG_VMA_LOCK.
+ */
+#define PGMAP_FAULT_VMA_LOCK	BIT(1)
 
 /**
  * enum migrate_stay - reason for which a page is not part of a migration
