@@ -2135,4 +2135,88 @@ TEST_F(exclusive, no_write_is_lost)
 	EXPECT_LE(30L, (long)count[19]);
 }
 
+/* ==== khugepaged ==== */
+
+#define KHUGEPAGED	"/sys/kernel/mm/transparent_hugepage/khugepaged/"
+
+static long khugepaged_get(const char *name)
+{
+	char path[120];
+	long value = -1;
+	FILE *f;
+
+	snprintf(path, sizeof(path), KHUGEPAGED "%s", name);
+	f = fopen(path, "r");
+	if (!f)
+		return -errno;
+	if (fscanf(f, "%ld", &value) != 1)
+		value = -EIO;
+	fclose(f);
+	return value;
+}
+
+static int khugepaged_put(const char *name, long value)
+{
+	char path[120], text[24];
+
+	snprintf(path, sizeof(path), KHUGEPAGED "%s", name);
+	snprintf(text, sizeof(text), "%ld", value);
+	return dm_put_file(path, text);
+}
+
+/* Have it look at all memory twice; false if it does not within a minute. */
+static bool khugepaged_looks(void)
+{
+	long first = khugepaged_get("full_scans");
+	double began = dm_now();
+
+	while (khugepaged_get("full_scans") < first + 2) {
+		if (dm_now() - began > 60)
+			return false;
+		usleep(20000);
+	}
+	return true;
+}
+
+/* It makes huge pages, but not of what a device has. */
+TEST(khugepaged_leaves_device_memory)
+{
+	long sleep = khugepaged_get("scan_sleep_millisecs");
+	long pages = khugepaged_get("pages_to_scan");
+	struct dm_mem shared, other;
+	struct dm_counts start;
+	struct dm_dev d;
+
+	OPEN_DEVICE(&d, DM_PRIVATE0, &start);
+	ASSERT_EQ(0, dm_huge(&shared, 1));
+	ASSERT_EQ(0, dm_huge(&other, 1));
+	EXPECT_EQ(0, dm_to_dev(&d, &shared, 0, 8));
+	EXPECT_EQ(0, dm_to_dev(&d, &other, 0, 8));
+	EXPECT_EQ(0, dm_to_sys(&d, &other, 0, 8));
+	EXPECT_EQ(0, dm_smaps_kb(&other, "AnonHugePages"));
+	dm_cpu_write(&shared, 8, shared.pages - 8);
+	dm_cpu_write(&other, 0, other.pages);
+
+	EXPECT_EQ(0, dm_set_thp(DM_HUGE_ORDER, "always"));
+	/* Only then does it look at this process. */
+	EXPECT_EQ(0, madvise(shared.cpu, DM_HUGE, MADV_HUGEPAGE));
+	EXPECT_EQ(0, madvise(other.cpu, DM_HUGE, MADV_HUGEPAGE));
+	EXPECT_EQ(0, khugepaged_put("pages_to_scan", 1 << 20));
+	EXPECT_EQ(0, khugepaged_put("scan_sleep_millisecs", 10));
+	EXPECT_TRUE(khugepaged_looks());
+	khugepaged_put("scan_sleep_millisecs", sleep);
+	khugepaged_put("pages_to_scan", pages);
+	dm_set_thp(DM_HUGE_ORDER, "inherit");
+
+	EXPECT_EQ((long)(DM_HUGE >> 10), dm_smaps_kb(&other, "AnonHugePages"));
+	EXPECT_EQ(0, dm_smaps_kb(&shared, "AnonHugePages"));
+	EXPECT_ON_DEVICE(&d, &shared, 0, 8);
+	EXPECT_BOTH_SEE(&d, &shared, 0, shared.pages);
+	EXPECT_BOTH_SEE(&d, &other, 0, other.pages);
+	dm_free(&shared);
+	dm_free(&other);
+	EXPECT_BALANCED(DM_PRIVATE0, &start);
+	dm_close(&d);
+}
+
 TEST_HARNESS_MAIN
