@@ -41,6 +41,7 @@ static struct {
 	const char *map;	/* pmd: as large as it can be; pte */
 	const char *memory;	/* anon, hole, fork, private (file), shared (file) */
 	const char *on;		/* where: ram, device */
+	unsigned long around;	/* a CPU fault brings what is around the page, too */
 	bool tlb;		/* another thread is on the other CPU */
 } opt = {
 	.folio = 4, .pages = 2048, .batch = 512, .reps = 3,
@@ -352,10 +353,24 @@ static void dmirror_to_ram(struct subject *s, struct result *r)
 	dmirror_timed(HMM_DMIRROR_MIGRATE_TO_SYS, s, r);
 }
 
+/* The base's driver does not have that. */
+static void fault_around(void)
+{
+#ifdef HMM_DMIRROR_FLAG_FAULT_AROUND
+	struct hmm_dmirror_cmd flags = {
+		.npages = HMM_DMIRROR_FLAG_FAULT_AROUND,
+	};
+
+	if (opt.around && ioctl(dmirror_fd, HMM_DMIRROR_FLAGS, &flags))
+		die("fault-around");
+#endif
+}
+
 static void dmirror_cpu_fault(struct subject *s, struct result *r)
 {
 	struct result unused;
 
+	fault_around();
 	dmirror_timed(HMM_DMIRROR_MIGRATE_TO_DEV, s, &unused);
 	r->ns = touch(s);
 	r->moved = s->bytes / PAGE;
@@ -537,7 +552,7 @@ static bool set_option(const char *name, const char *value)
 	} options[] = {
 		{ "folio", &opt.folio }, { "pages", &opt.pages },
 		{ "batch", &opt.batch }, { "reps", &opt.reps },
-		{ "threads", &opt.threads }, { "map", NULL, &opt.map },
+		{ "threads", &opt.threads }, { "around", &opt.around }, { "map", NULL, &opt.map },
 		{ "memory", NULL, &opt.memory }, { "on", NULL, &opt.on },
 		{ }
 	}, *o;

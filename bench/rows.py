@@ -133,7 +133,7 @@ def pgmap():
         for what, target in (("map", 20), ("unmap", 12)):
             yield Row(f"pgmap-{what}-{gb}g", "pgmap", f"{'memremap' if what == 'map' else 'memunmap'}"
                       f", {gb} GiB",
-                      f"{what} pages={gb << 18} reps={3 if gb == 1 else 1}", target, how="xw" if gb == 1 else "x",
+                      f"{what} pages={gb << 18} reps={3 if gb > 1 else 7}", target, how="xw" if gb == 1 else "x",
                       series=what, x=gb)
 
 
@@ -154,6 +154,9 @@ def dmirror():
                             ("cpu_fault", "CPU fault back")):
             yield Row(f"dmirror-{what.replace('_', '-')}-{size.lower()}", "dmirror",
                       f"{title}, {size} folios", f"dmirror_{what} folio={kb}", how="xw")
+    yield Row("dmirror-cpu-fault-around-4k", "dmirror",
+              "CPU fault back, 4K folios, with fault-around",
+              "dmirror_cpu_fault around=1", how="xw")
 
 
 ROWS = [row for make in (mirror, migrate, kinds, batch, ranges, threads, pgmap, tlb,

@@ -1020,10 +1020,13 @@ static int dmirror_run(struct dmirror *dm, const struct dmirror_op *op,
 
 static int dmirror_set_flags(struct dmirror_device *device, __u64 flags)
 {
-	if (flags & ~HMM_DMIRROR_FLAG_FAIL_ALLOC)
+	if (flags & ~(HMM_DMIRROR_FLAG_FAIL_ALLOC |
+		      HMM_DMIRROR_FLAG_FAULT_AROUND))
 		return -EINVAL;
 	WRITE_ONCE(device->fail_large, flags & HMM_DMIRROR_FLAG_FAIL_ALLOC);
-	return 0;
+	return hmm_devmem_set_fault_around(device->devmem,
+					   flags & HMM_DMIRROR_FLAG_FAULT_AROUND ?
+					   HMM_DEVMEM_AROUND_MAX : 1);
 }
 
 static long dmirror_ioctl(struct file *file, unsigned int command,

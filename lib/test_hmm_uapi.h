@@ -57,6 +57,9 @@ struct hmm_dmirror_cmd {
 /* The next large folio that is needed, on either side, is not to be had. Once. */
 #define HMM_DMIRROR_FLAG_FAIL_ALLOC	0x1ULL
 
+/* A CPU fault brings back 16 pages instead of one. */
+#define HMM_DMIRROR_FLAG_FAULT_AROUND	0x200000000ULL
+
 /*
  * The device reads @addr.. by DMA addresses, which are made for this and are gone
  * afterwards. It has no private memory then: what is there comes to RAM first.

@@ -912,13 +912,46 @@ static vm_fault_t fault_folio(struct vm_fault *vmf, struct hmm_devmem *devmem)
 	return ret;
 }
 
+/* What is next to a page is likely touched next: the aligned block around it. */
+static noinline vm_fault_t fault_around(struct vm_fault *vmf,
+					struct hmm_devmem *devmem,
+					unsigned long nr)
+{
+	unsigned long start = ALIGN_DOWN(vmf->address, nr * PAGE_SIZE);
+	unsigned long end = start + nr * PAGE_SIZE;
+	struct hmm_devmem_copy copies[HMM_DEVMEM_AROUND_MAX];
+	unsigned long src[HMM_DEVMEM_AROUND_MAX], dst[HMM_DEVMEM_AROUND_MAX];
+	struct page *pages[HMM_DEVMEM_AROUND_MAX];
+	struct hmm_devmem_result result = { };
+	u16 at[HMM_DEVMEM_AROUND_MAX];
+	vm_fault_t ret;
+
+	start = max(start, vmf->vma->vm_start);
+	end = min(end, vmf->vma->vm_end);
+	ret = fault_migrate(vmf, &(struct move) {
+		.devmem = devmem,
+		.gfp = GFP_HIGHUSER_MOVABLE,
+		.src = src,
+		.dst = dst,
+		.pages = pages,
+		.at = at,
+		.copies = copies,
+		.result = &result,
+	}, start, end);
+	/* It may have been another page that failed. */
+	return ret ? fault_page(vmf, devmem) : 0;
+}
+
 static vm_fault_t devmem_migrate_to_ram(struct vm_fault *vmf)
 {
 	struct folio *folio = page_folio(vmf->page);
 	struct hmm_devmem *devmem = folio_chunk(folio)->devmem;
+	unsigned int around = READ_ONCE(devmem->around);
 
-	return folio_test_large(folio) ? fault_folio(vmf, devmem) :
-					 fault_page(vmf, devmem);
+	if (folio_test_large(folio))
+		return fault_folio(vmf, devmem);
+	return around > 1 ? fault_around(vmf, devmem, around) :
+			    fault_page(vmf, devmem);
 }
 
 static const struct dev_pagemap_ops devmem_pagemap_ops = {
@@ -950,6 +983,7 @@ static int chunk_map(struct hmm_devmem_chunk *chunk)
 	int err;
 
 	chunk->pgmap.type = devmem->type;
+	chunk->pgmap.flags = PGMAP_FAULT_VMA_LOCK;
 	chunk->pgmap.ops = &devmem_pagemap_ops;
 	chunk->pgmap.owner = devmem;
 	chunk->pgmap.nr_range = 1;
@@ -1637,3 +1671,26 @@ void hmm_devmem_set_limit(struct hmm_devmem *devmem, unsigned long size)
 	devmem->max_size = size;
 }
 EXPORT_SYMBOL_GPL(hmm_devmem_set_limit);
+
+/**
+ * hmm_devmem_set_fault_around() - let a CPU fault bring back more than a page
+ * @devmem: the pool, of private memory
+ * @pages: what a fault on a single page brings back, at the most: the block of so
+ *	many pages that it is in. A power of two, up to %HMM_DEVMEM_AROUND_MAX; 1,
+ *	as it is at first, is the page alone.
+ *
+ * A process that reads what a device has written goes through all of it, and a
+ * fault costs more than a page. Of the block only that comes back which is in the
+ * pool and in the same VMA. A large folio comes back whole, whatever this says.
+ *
+ * Context: Any, also while pages are in use.
+ * Return: 0, or -EINVAL: @pages is not a power of two, or too many.
+ */
+int hmm_devmem_set_fault_around(struct hmm_devmem *devmem, unsigned int pages)
+{
+	if (!is_power_of_2(pages) || pages > HMM_DEVMEM_AROUND_MAX)
+		return -EINVAL;
+	WRITE_ONCE(devmem->around, pages);
+	return 0;
+}
+EXPORT_SYMBOL_GPL(hmm_devmem_set_fault_around);

@@ -7,6 +7,10 @@
 #include <linux/smp.h>
 #include <linux/tick.h>
 
+#if __has_include(<linux/migrate_device.h>)
+#include <linux/migrate_device.h>
+#endif
+
 #include "hmm_bench.h"
 
 static void page_free(struct page *page)
@@ -37,6 +41,9 @@ int bench_pgmap_prepare(struct dev_pagemap *pgmap, unsigned long npages)
 	pgmap->range.end = res->end;
 	pgmap->nr_range = 1;
 	pgmap->owner = &bench_clock_ns;
+#ifdef PGMAP_FAULT_VMA_LOCK
+	pgmap->flags = PGMAP_FAULT_VMA_LOCK;
+#endif
 	return 0;
 }
 

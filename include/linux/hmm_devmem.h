@@ -42,6 +42,9 @@ struct hmm_devmem_copy {
 	bool		failed;
 };
 
+/* Most pages of hmm_devmem_set_fault_around(): 64 KiB, as for files. */
+#define HMM_DEVMEM_AROUND_MAX	16
+
 /**
  * struct hmm_devmem_batch - pages to copy, all in the same direction
  * @devmem: the pool
@@ -146,6 +149,7 @@ struct hmm_devmem {
 	struct range			range;		/* of coherent memory */
 	unsigned long			chunk_size;	/* bytes */
 	unsigned long			max_size;	/* bytes */
+	unsigned int			around;		/* pages of a CPU fault */
 	struct mutex			grow_lock;	/* addition of chunks */
 	struct mutex			shrink_lock;	/* eviction, removal */
 	struct hmm_devmem_scratch	*scratch;	/* shrink_lock */
@@ -185,6 +189,7 @@ struct hmm_devmem *hmm_devmem_add_resource(const struct hmm_devmem_ops *ops,
 					   struct resource *res);
 void hmm_devmem_remove(struct hmm_devmem *devmem);
 void hmm_devmem_set_limit(struct hmm_devmem *devmem, unsigned long size);
+int hmm_devmem_set_fault_around(struct hmm_devmem *devmem, unsigned int pages);
 
 int hmm_devmem_migrate_to_device(struct hmm_devmem *devmem,
 				 struct mm_struct *mm, unsigned long start,

@@ -116,6 +116,51 @@ TEST_F(contract, c1_cpu_write_calls_back)
 	dm_free(&m);
 }
 
+/* With fault-around: the aligned block of 16 that the page is in. */
+TEST_F(contract, c1_fault_around)
+{
+	unsigned long addr, before, n = 16;
+	struct dm_mem m;
+
+	ASSERT_EQ(0, dm_small(&m, NPAGES));
+	EXPECT_EQ(0, dm_to_dev(&self->dev, &m, 0, NPAGES));
+	addr = (unsigned long)dm_addr(&m, 70);
+	before = addr / DM_PAGE % n;
+
+	EXPECT_EQ(0, dm_set_flags(&self->dev, HMM_DMIRROR_FLAG_FAULT_AROUND));
+	EXPECT_CPU_SEES(&m, 70, 1);
+	EXPECT_EQ(0, dm_set_flags(&self->dev, 0));
+	EXPECT_AT(&self->dev, &m, 70 - before, n, self->after_cpu);
+	EXPECT_ON_DEVICE(&self->dev, &m, 0, 70 - before);
+	EXPECT_ON_DEVICE(&self->dev, &m, 70 - before + n,
+			 NPAGES - (70 - before + n));
+
+	EXPECT_CPU_SEES(&m, 0, NPAGES);
+	EXPECT_BOTH_SEE(&self->dev, &m, 0, NPAGES);
+	dm_free(&m);
+}
+
+/* A block that goes beyond the VMA, on either side. */
+TEST_F(contract, c1_fault_around_ends_with_the_vma)
+{
+	struct dm_mem m;
+
+	ASSERT_EQ(0, dm_small(&m, NPAGES));
+	EXPECT_EQ(0, dm_to_dev(&self->dev, &m, 0, NPAGES));
+	EXPECT_EQ(0, dm_set_flags(&self->dev, HMM_DMIRROR_FLAG_FAULT_AROUND));
+	EXPECT_EQ(0, mprotect(dm_addr(&m, 40), 5 * DM_PAGE, PROT_READ));
+	EXPECT_CPU_SEES(&m, 42, 1);
+	EXPECT_AT(&self->dev, &m, 42, 1, self->after_cpu);
+	EXPECT_ON_DEVICE(&self->dev, &m, 0, 40);
+	EXPECT_ON_DEVICE(&self->dev, &m, 45, NPAGES - 45);
+	EXPECT_EQ(0, mprotect(dm_addr(&m, 40), 5 * DM_PAGE,
+			      PROT_READ | PROT_WRITE));
+	EXPECT_CPU_SEES(&m, 0, NPAGES);
+	EXPECT_EQ(0, dm_set_flags(&self->dev, 0));
+	EXPECT_AT(&self->dev, &m, 0, NPAGES, self->after_cpu);
+	dm_free(&m);
+}
+
 TEST_F(contract, c1_kernel_access_calls_back)
 {
 	struct dm_mem m;
