@@ -107,30 +107,30 @@ static const struct op {
 	int may[3];
 	int bad[5];
 } ops[] = {
-	{ "READ", HMM_DMIRROR_READ, 48, GETS, false, EFAULT,
-	  { }, { EFAULT } },
-	{ "WRITE", HMM_DMIRROR_WRITE, 48, PUTS, false, EFAULT,
-	  { }, { EFAULT, EPERM, ENOMEM } },
-	{ "MIGRATE_TO_DEV", HMM_DMIRROR_MIGRATE_TO_DEV, 48, GETS, true, EINVAL,
-	  { ENOENT }, { EFAULT, EINVAL, ENOENT } },
-	{ "MIGRATE_TO_SYS", HMM_DMIRROR_MIGRATE_TO_SYS, 24, NOTHING, false, EINVAL,
-	  { }, { EINVAL } },
-	{ "SNAPSHOT", HMM_DMIRROR_SNAPSHOT, 24, GETS_BYTES, false, EINVAL,
-	  { }, { EFAULT } },
-	{ "EXCLUSIVE", HMM_DMIRROR_EXCLUSIVE, 16, GETS, true, EINVAL,
-	  { EOPNOTSUPP, EBUSY, ENOENT }, { EFAULT, EPERM, EOPNOTSUPP, EBUSY, ENOENT } },
-	{ "CHECK_EXCLUSIVE", HMM_DMIRROR_CHECK_EXCLUSIVE, 16, NOTHING, false, EINVAL,
-	  { EPERM }, { EPERM } },
-	{ "READ_UNLOCKED", HMM_DMIRROR_READ_UNLOCKED, 24, GETS, false, EFAULT,
-	  { }, { EFAULT } },
-	{ "WRITE_UNLOCKED", HMM_DMIRROR_WRITE_UNLOCKED, 24, PUTS, false, EFAULT,
-	  { }, { EFAULT, EPERM, ENOMEM } },
-	{ "FAULT_TO_DEV", HMM_DMIRROR_FAULT_TO_DEV, 40, GETS, true, EINVAL,
-	  { ENOENT }, { EFAULT, EINVAL, ENOENT } },
-	{ "DMA_READ", HMM_DMIRROR_DMA_READ, 16, GETS, false, EFAULT,
-	  { }, { EFAULT } },
+	{ "READ", HMM_DMIRROR_READ, 48, GETS, false, -EFAULT,
+	  { }, { -EFAULT } },
+	{ "WRITE", HMM_DMIRROR_WRITE, 48, PUTS, false, -EFAULT,
+	  { }, { -EFAULT, -EPERM, -ENOMEM } },
+	{ "MIGRATE_TO_DEV", HMM_DMIRROR_MIGRATE_TO_DEV, 48, GETS, true, -EINVAL,
+	  { -ENOENT }, { -EFAULT, -EINVAL, -ENOENT } },
+	{ "MIGRATE_TO_SYS", HMM_DMIRROR_MIGRATE_TO_SYS, 24, NOTHING, false, -EINVAL,
+	  { }, { -EINVAL } },
+	{ "SNAPSHOT", HMM_DMIRROR_SNAPSHOT, 24, GETS_BYTES, false, -EINVAL,
+	  { }, { -EFAULT } },
+	{ "EXCLUSIVE", HMM_DMIRROR_EXCLUSIVE, 16, GETS, true, -EINVAL,
+	  { -EOPNOTSUPP, -EBUSY, -ENOENT }, { -EFAULT, -EPERM, -EOPNOTSUPP, -EBUSY, -ENOENT } },
+	{ "CHECK_EXCLUSIVE", HMM_DMIRROR_CHECK_EXCLUSIVE, 16, NOTHING, false, -EINVAL,
+	  { -EPERM }, { -EPERM } },
+	{ "READ_UNLOCKED", HMM_DMIRROR_READ_UNLOCKED, 24, GETS, false, -EFAULT,
+	  { }, { -EFAULT } },
+	{ "WRITE_UNLOCKED", HMM_DMIRROR_WRITE_UNLOCKED, 24, PUTS, false, -EFAULT,
+	  { }, { -EFAULT, -EPERM, -ENOMEM } },
+	{ "FAULT_TO_DEV", HMM_DMIRROR_FAULT_TO_DEV, 40, GETS, true, -EINVAL,
+	  { -ENOENT }, { -EFAULT, -EINVAL, -ENOENT } },
+	{ "DMA_READ", HMM_DMIRROR_DMA_READ, 16, GETS, false, -EFAULT,
+	  { }, { -EFAULT } },
 	{ "FLAGS", HMM_DMIRROR_FLAGS, 8 },
-	{ "RELEASE", HMM_DMIRROR_RELEASE, 1, NOTHING, false, 0, { EBUSY } },
+	{ "RELEASE", HMM_DMIRROR_RELEASE, 1, NOTHING, false, 0, { -EBUSY } },
 };
 
 static bool is_about_device(const struct op *op)
@@ -510,11 +510,11 @@ static int range_errno(const struct hmm_dmirror_cmd *cmd)
 	uint64_t size, end;
 
 	if (cmd->addr % DM_PAGE || !cmd->npages)
-		return EINVAL;
+		return -EINVAL;
 	if (__builtin_mul_overflow(cmd->npages, DM_PAGE, &size) ||
 	    __builtin_add_overflow(cmd->addr, size, &end))
-		return EINVAL;
-	return cmd->npages > MAX_PAGES ? E2BIG : 0;
+		return -EINVAL;
+	return cmd->npages > MAX_PAGES ? -E2BIG : 0;
 }
 
 static bool is_good_buffer(const struct call *c)
@@ -543,14 +543,14 @@ static bool is_good_range(const struct call *c)
 	}
 }
 
-/* One errno, or 0; negative where there is a choice. */
-#define ONE_OF_MAY	(-1)
-#define ONE_OF_BAD	(-2)
+/* One errno, or 0; or one of these, where there is a choice. */
+#define ONE_OF_MAY	1
+#define ONE_OF_BAD	2
 
 static int device_verdict(const struct call *c)
 {
 	if (c->command == HMM_DMIRROR_FLAGS)
-		return c->cmd.npages & ~HMM_DMIRROR_FLAG_FAIL_ALLOC ? EINVAL : 0;
+		return c->cmd.npages & ~HMM_DMIRROR_FLAG_FAIL_ALLOC ? -EINVAL : 0;
 	return ONE_OF_MAY;
 }
 
@@ -559,16 +559,16 @@ static int verdict(const struct world *w, const struct call *c)
 	int err;
 
 	if (!c->op)
-		return EINVAL;
+		return -EINVAL;
 	if (c->bad_arg)
-		return EFAULT;
+		return -EFAULT;
 	if (is_about_device(c->op))
 		return device_verdict(c);
 	err = range_errno(&c->cmd);
 	if (err)
 		return err;
 	if (c->op->early && !is_good_buffer(c))
-		return EFAULT;
+		return -EFAULT;
 	if (w->gone)
 		return c->op->gone;
 	return is_good_buffer(c) && is_good_range(c) ? ONE_OF_MAY : ONE_OF_BAD;
@@ -587,7 +587,7 @@ static bool is_right(const struct world *w, const struct call *c, int want,
 		     int err)
 {
 	/* What another thread empties may be gone each time. */
-	if (want < 0 && w->shared && err == EBUSY)
+	if (want > 0 && w->shared && err == -EBUSY)
 		return true;
 	switch (want) {
 	case ONE_OF_MAY:
@@ -603,8 +603,8 @@ static bool is_right(const struct world *w, const struct call *c, int want,
 static bool is_right_among_others(int err)
 {
 	static const int any[] = {
-		EINVAL, EFAULT, EPERM, ENOENT, ENOMEM, EBUSY, E2BIG, EOPNOTSUPP,
-		EBADF, EINTR,
+		-EINVAL, -EFAULT, -EPERM, -ENOENT, -ENOMEM, -EBUSY, -E2BIG, -EOPNOTSUPP,
+		-EBADF, -EINTR,
 	};
 
 	return !err || is_one_of(err, any, ARRAY_SIZE(any));
@@ -809,7 +809,7 @@ static int do_step(struct world *w)
 
 	keep_source(w, &c);
 	began = dm_now();
-	err = ioctl(w->fd, c.command, c.bad_arg ? c.arg : &out) ? errno : 0;
+	err = ioctl(w->fd, c.command, c.bad_arg ? c.arg : &out) ? -errno : 0;
 	if (dm_now() - began > CALL_LIMIT)
 		return complain(w, &c, err, "it took too long");
 	if (w->loose)
