@@ -91,23 +91,23 @@
 #define DPTE_EXCLUSIVE		3UL
 
 static unsigned long spm_addr_dev0;
-module_param(spm_addr_dev0, ulong, 0444);
+module_param(spm_addr_dev0, ulong, 0400);
 MODULE_PARM_DESC(spm_addr_dev0, "Physical address of the memory of coherent device 2");
 
 static unsigned long spm_addr_dev1;
-module_param(spm_addr_dev1, ulong, 0444);
+module_param(spm_addr_dev1, ulong, 0400);
 MODULE_PARM_DESC(spm_addr_dev1, "Physical address of the memory of coherent device 3");
 
 static unsigned int spm_mb = 256;
-module_param(spm_mb, uint, 0444);
+module_param(spm_mb, uint, 0400);
 MODULE_PARM_DESC(spm_mb, "MiB of memory of each coherent device (256)");
 
 static unsigned int chunk_mb = 256;
-module_param(chunk_mb, uint, 0444);
+module_param(chunk_mb, uint, 0400);
 MODULE_PARM_DESC(chunk_mb, "MiB by which a private device grows (256)");
 
 static unsigned int private_mb;
-module_param(private_mb, uint, 0444);
+module_param(private_mb, uint, 0400);
 MODULE_PARM_DESC(private_mb, "MiB up to which a private device grows (0: no limit)");
 
 struct dmirror_device {
