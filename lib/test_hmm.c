@@ -42,6 +42,7 @@
  *
  * and those of the pool of device memory, which neither sees the other's.
  */
+#include <linux/capability.h>
 #include <linux/cdev.h>
 #include <linux/debugfs.h>
 #include <linux/device.h>
@@ -957,6 +958,7 @@ static int dmirror_check_exclusive(struct dmirror *dm,
 /*
  * @no_mm: the answer when the mirrored process is gone
  * @unlocked: faults as in struct dmirror_scratch
+ * @writes: changes the memory of the process
  */
 static const struct dmirror_op {
 	int (*run)(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
@@ -964,16 +966,17 @@ static const struct dmirror_op {
 	int no_mm;
 	unsigned long out;	/* bytes per page, wanted after pages have moved */
 	bool unlocked;
+	bool writes;
 } dmirror_ops[] = {
 	[_IOC_NR(HMM_DMIRROR_READ)]		= { dmirror_read, -EFAULT },
-	[_IOC_NR(HMM_DMIRROR_WRITE)]		= { dmirror_write, -EFAULT },
+	[_IOC_NR(HMM_DMIRROR_WRITE)]		= { dmirror_write, -EFAULT, .writes = true },
 	[_IOC_NR(HMM_DMIRROR_MIGRATE_TO_DEV)]	= { dmirror_migrate_to_dev, -EINVAL, PAGE_SIZE },
 	[_IOC_NR(HMM_DMIRROR_MIGRATE_TO_SYS)]	= { dmirror_migrate_to_sys, -EINVAL },
 	[_IOC_NR(HMM_DMIRROR_SNAPSHOT)]		= { dmirror_snapshot, -EINVAL },
 	[_IOC_NR(HMM_DMIRROR_EXCLUSIVE)]	= { dmirror_exclusive, -EINVAL, PAGE_SIZE },
 	[_IOC_NR(HMM_DMIRROR_CHECK_EXCLUSIVE)]	= { dmirror_check_exclusive, -EINVAL },
 	[_IOC_NR(HMM_DMIRROR_READ_UNLOCKED)]	= { dmirror_read, -EFAULT, 0, true },
-	[_IOC_NR(HMM_DMIRROR_WRITE_UNLOCKED)]	= { dmirror_write, -EFAULT, 0, true },
+	[_IOC_NR(HMM_DMIRROR_WRITE_UNLOCKED)]	= { dmirror_write, -EFAULT, 0, true, true },
 	[_IOC_NR(HMM_DMIRROR_FAULT_TO_DEV)]	= { dmirror_fault_to_dev, -EINVAL, PAGE_SIZE },
 	[_IOC_NR(HMM_DMIRROR_DMA_READ)]		= { dmirror_dma_read, -EFAULT },
 };
@@ -1018,8 +1021,17 @@ static int dmirror_run(struct dmirror *dm, const struct dmirror_op *op,
 	return err;
 }
 
+static int dmirror_shrink(struct dmirror_device *device)
+{
+	if (!capable(CAP_SYS_ADMIN))
+		return -EPERM;
+	return hmm_devmem_shrink(device->devmem, DMIRROR_EVICT_TIME);
+}
+
 static int dmirror_set_flags(struct dmirror_device *device, __u64 flags)
 {
+	if (!capable(CAP_SYS_ADMIN))
+		return -EPERM;
 	if (flags & ~(HMM_DMIRROR_FLAG_FAIL_ALLOC |
 		      HMM_DMIRROR_FLAG_FAULT_AROUND))
 		return -EINVAL;
@@ -1029,6 +1041,11 @@ static int dmirror_set_flags(struct dmirror_device *device, __u64 flags)
 					   HMM_DEVMEM_AROUND_MAX : 1);
 }
 
+/*
+ * Who has the file may do to the memory of the process that opened it what the
+ * file was opened for: the right to it was checked then, as for /proc/pid/mem. A
+ * file is no right to the device, whose memory is that of other processes, too.
+ */
 static long dmirror_ioctl(struct file *file, unsigned int command,
 			  unsigned long arg)
 {
@@ -1044,13 +1061,15 @@ static long dmirror_ioctl(struct file *file, unsigned int command,
 		return -EFAULT;
 
 	if (command == HMM_DMIRROR_RELEASE)
-		err = hmm_devmem_shrink(dm->device->devmem, DMIRROR_EVICT_TIME);
+		err = dmirror_shrink(dm->device);
 	else if (command == HMM_DMIRROR_FLAGS)
 		err = dmirror_set_flags(dm->device, cmd.npages);
-	else if (nr < ARRAY_SIZE(dmirror_ops) && dmirror_ops[nr].run)
-		err = dmirror_run(dm, &dmirror_ops[nr], &cmd);
-	else
+	else if (nr >= ARRAY_SIZE(dmirror_ops) || !dmirror_ops[nr].run)
 		err = -EINVAL;
+	else if (dmirror_ops[nr].writes && !(file->f_mode & FMODE_WRITE))
+		err = -EBADF;
+	else
+		err = dmirror_run(dm, &dmirror_ops[nr], &cmd);
 
 	if (!err && copy_to_user(uarg, &cmd, sizeof(cmd)))
 		err = -EFAULT;

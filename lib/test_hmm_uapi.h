@@ -26,7 +26,10 @@ struct hmm_dmirror_cmd {
 
 #define HMM_DMIRROR_IOC(nr)	_IOWR('H', nr, struct hmm_dmirror_cmd)
 
-/* The device reads @addr.., or writes there; the data is in @ptr. */
+/*
+ * The device reads @addr.., or writes there; the data is in @ptr. To write, the
+ * file has to be open for that: -EBADF.
+ */
 #define HMM_DMIRROR_READ		HMM_DMIRROR_IOC(0x00)
 #define HMM_DMIRROR_WRITE		HMM_DMIRROR_IOC(0x01)
 
@@ -41,7 +44,10 @@ struct hmm_dmirror_cmd {
 #define HMM_DMIRROR_EXCLUSIVE		HMM_DMIRROR_IOC(0x05)
 #define HMM_DMIRROR_CHECK_EXCLUSIVE	HMM_DMIRROR_IOC(0x06)
 
-/* Empty the device's memory and take it away; more comes when it is needed. */
+/*
+ * Empty the device's memory and take it away; more comes when it is needed. -EPERM
+ * without CAP_SYS_ADMIN, and for FLAGS too: they are about the whole device.
+ */
 #define HMM_DMIRROR_RELEASE		HMM_DMIRROR_IOC(0x07)
 
 /* Set the flags of the device to @npages, for what follows. */
