@@ -1076,18 +1076,23 @@ static long dmirror_ioctl(struct file *file, unsigned int command,
 	return err;
 }
 
-/* Memory of a driver: pages that are nobody's, mapped and never migrated. */
+/*
+ * Memory of a driver: pages that are nobody's, mapped and never migrated. They
+ * are there at once, so there are not many of them.
+ */
 static int dmirror_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	unsigned long addr;
 
+	if (vma_pages(vma) > DMIRROR_BATCH)
+		return -E2BIG;
 	for (addr = vma->vm_start; addr < vma->vm_end; addr += PAGE_SIZE) {
 		struct page *page;
 		int err;
 
 		if (fatal_signal_pending(current))
 			return -EINTR;
-		page = alloc_page(GFP_KERNEL | __GFP_ZERO);
+		page = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO);
 		if (!page)
 			return -ENOMEM;
 		err = vm_insert_page(vma, addr, page);
