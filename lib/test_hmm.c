@@ -119,6 +119,7 @@ struct dmirror_device {
 	struct dentry		*debugfs;
 
 	bool			fail_large;	/* the next large allocation */
+	bool			fail_copy;	/* all copies */
 	atomic_t		nr_users;
 	atomic64_t		allocated;
 	atomic64_t		freed;
@@ -238,9 +239,12 @@ static void dmirror_copy_folio(const struct hmm_devmem_copy *copy)
 
 static int dmirror_copy_pages(struct hmm_devmem_batch *batch)
 {
+	struct dmirror_device *device = devmem_device(batch->devmem);
 	unsigned long i;
 
-	atomic64_add(batch->nr, &devmem_device(batch->devmem)->copies);
+	if (READ_ONCE(device->fail_copy))
+		return -EIO;
+	atomic64_add(batch->nr, &device->copies);
 	for (i = 0; i < batch->nr; i++)
 		dmirror_copy_folio(&batch->copies[i]);
 	return 0;
@@ -1032,10 +1036,11 @@ static int dmirror_set_flags(struct dmirror_device *device, __u64 flags)
 {
 	if (!capable(CAP_SYS_ADMIN))
 		return -EPERM;
-	if (flags & ~(HMM_DMIRROR_FLAG_FAIL_ALLOC |
+	if (flags & ~(HMM_DMIRROR_FLAG_FAIL_ALLOC | HMM_DMIRROR_FLAG_FAIL_COPY |
 		      HMM_DMIRROR_FLAG_FAULT_AROUND))
 		return -EINVAL;
 	WRITE_ONCE(device->fail_large, flags & HMM_DMIRROR_FLAG_FAIL_ALLOC);
+	WRITE_ONCE(device->fail_copy, flags & HMM_DMIRROR_FLAG_FAIL_COPY);
 	return hmm_devmem_set_fault_around(device->devmem,
 					   flags & HMM_DMIRROR_FLAG_FAULT_AROUND ?
 					   HMM_DEVMEM_AROUND_MAX : 1);

@@ -66,6 +66,9 @@ struct hmm_dmirror_cmd {
 /* A CPU fault brings back 16 pages instead of one. */
 #define HMM_DMIRROR_FLAG_FAULT_AROUND	0x200000000ULL
 
+/* Copies fail, in both directions: -EIO. Until FLAGS says otherwise. */
+#define HMM_DMIRROR_FLAG_FAIL_COPY	0x100000000ULL
+
 /*
  * The device reads @addr.. by DMA addresses, which are made for this and are gone
  * afterwards. It has no private memory then: what is there comes to RAM first.
