@@ -462,9 +462,11 @@ static void spoil(struct world *w, struct call *c)
 	}
 }
 
-/* WRITE takes as much memory of the kernel as it writes. */
-static void spare_memory(struct call *c)
+/* WRITE takes as much memory of the kernel as it writes; no copy is to fail. */
+static void spare_kernel(struct call *c)
 {
+	if (c->command == HMM_DMIRROR_FLAGS)
+		c->cmd.npages &= ~HMM_DMIRROR_FLAG_FAIL_COPY;
 	if (c->op && c->op->access == PUTS && c->cmd.npages <= MAX_PAGES &&
 	    c->cmd.npages > 8192)
 		c->cmd.npages = 8192;
@@ -484,7 +486,7 @@ static struct call make_call(struct world *w)
 		c.cmd.npages = rnd(w, 2);
 	if (rnd(w, 2))
 		spoil(w, &c);
-	spare_memory(&c);
+	spare_kernel(&c);
 	return c;
 }
 
