@@ -27,6 +27,8 @@ MODES_OF = {
     "hmm_dmirror_mirror": ("madvise",),
     "hmm_dmirror_large": ("always",),
     "hmm_dmirror_random": ("madvise",),
+    "hmm_dmirror_fuzz": ("always",),
+    "hmm_dmirror_security": ("always",),
 }
 
 
