@@ -79,6 +79,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 # What needs no machine: (name, command), both print TAP.
 HOST_STEPS = (
     ("harness", (sys.executable, "-B", os.path.join(HERE, "report_test.py"))),
+    ("syzkaller", (sys.executable, "-B", os.path.join(HERE, "syz_test.py"))),
     ("licence", (os.path.join(HERE, "licence", "test"),)),
 )
 HOST_LIMIT = 300
