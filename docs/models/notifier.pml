@@ -15,6 +15,9 @@
  * A section under a spinlock is one step. What is read without a lock is a step of
  * its own.
  *
+ * RUN
+ * RUN -DNR_INV=3 -DNR_DEV=1
+ *
  * Variants that are wrong on purpose, each of which has to fail:
  *
  *	BROKEN_NO_RETRY		the entry is stored without mmu_interval_read_retry()
