@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-VERBS := run test shell kunit selftest debug check consumers exports bench profile docs build where stock relock clean
+VERBS := run test shell kunit selftest debug models check consumers exports bench profile docs build where stock relock clean
 
 .PHONY: help $(VERBS)
 
@@ -24,6 +24,7 @@ shell: ## boot to a shell, modules loaded, tools on PATH; or commands from stdin
 kunit: ## the KUnit suites alone
 selftest: ## our selftests alone
 debug: ## all tests on a kernel with lockdep, KASAN and other checks
+models: ## the protocols, by a model checker: all states of small models
 check: ## the base lock, style and static checks
 consumers: ## build all users in the tree of what we export; no new warning
 exports: ## what we export, for whom, and who uses it

@@ -29,6 +29,7 @@
  *
  * RUN -DEXCLUSIVE -DGUP -DZAP
  * RUN -DEXCLUSIVE -DGUP -DFORK -DWRITES=1
+ * RUN -DEXCLUSIVE -DGUP -DZAP -DPINS -DNO_REF_CHECK
  * RUN -DEXCLUSIVE -DTWICE -DZAP
  * RUN -DEXCLUSIVE -DFORK
  * RUN -DFORK -DWRITES=1
@@ -36,16 +37,17 @@
  * RUN -DZAP -DWRITES=1
  *
  * EXCLUSIVE: the page is mapped by process 0 alone, for writing; otherwise by 0 and
- * 1, for reading. TWICE: two migrations at a time. The others say who is there.
+ * 1, for reading. TWICE: two migrations at a time. PINS without a reference check:
+ * the look for pins has to keep pins by itself. The others say who is there.
  *
  * Variants that are wrong on purpose, each of which has to fail in a run:
  *
  *	BROKEN_NO_FLUSH -DEXCLUSIVE
  *		collect does not flush the TLB
- *	BROKEN_SHARE_FIRST -DEXCLUSIVE -DGUP
+ *	BROKEN_SHARE_FIRST -DEXCLUSIVE -DGUP -DPINS -DNO_REF_CHECK
  *		collect looks for pins, then clears the PTE: what a missing barrier
  *		would do there
- *	BROKEN_NO_PIN_CHECK -DEXCLUSIVE -DGUP
+ *	BROKEN_NO_PIN_CHECK -DEXCLUSIVE -DGUP -DPINS -DNO_REF_CHECK
  *		it drops the exclusive flag and does not look for pins
  *	BROKEN_GAP -DEXCLUSIVE
  *		it drops the page-table lock before the entry is there
@@ -54,6 +56,8 @@
  *		there
  *	BROKEN_NO_REREAD -DEXCLUSIVE -DGUP
  *		GUP-fast does not read the PTE again
+ *	BROKEN_LATE_REF_CHECK -DEXCLUSIVE -DGUP
+ *		references are looked for after the copy alone
  *	BROKEN_NO_REF_CHECK -DEXCLUSIVE -DGUP
  *		a page moves whoever holds it
  *	BROKEN_DROP_REF -DEXCLUSIVE
@@ -77,6 +81,10 @@
 #ifndef WRITES
 #define WRITES		2	/* of the CPU of process 0 */
 #endif
+#ifdef BROKEN_NO_REF_CHECK
+#define NO_REF_CHECK
+#endif
+
 #define FIRST		9	/* what the page has in it */
 
 mtype = { NONE, WRITE, READ, MOVING_WRITE, MOVING_EXCL, MOVING_READ };
@@ -107,6 +115,12 @@ bool writer;
 byte protect_seq;
 
 byte todo;
+
+#ifdef FORK
+#define MAY_WRITE(pin)	(pin)
+#else
+#define MAY_WRITE(pin)	true
+#endif
 
 #define IS_MAPPED(m)	(kind[m] == WRITE || kind[m] == READ)
 #define IS_MOVING(m)	(kind[m] == MOVING_WRITE || kind[m] == MOVING_EXCL || \
@@ -286,16 +300,25 @@ proctype migrate()
 	atomic { !writer; readers++ }
 	collect();
 	unmap_others();
+	moves = (mapped[src] == 0 && ref[src] == 1);
+#if defined(BROKEN_LATE_REF_CHECK) || defined(NO_REF_CHECK)
+	moves = true;
+#endif
 
 	/* The driver: a page, and the copy. */
-	atomic { alloc(dst); locked[dst] = true }
-	content[dst] = content[src];
-
+	if
+	:: moves ->
+		atomic { alloc(dst); locked[dst] = true }
+		content[dst] = content[src]
+	:: else
+	fi;
 	atomic {
-		moves = (mapped[src] == 0 && ref[src] == 1);
-#ifdef BROKEN_NO_REF_CHECK
-		moves = (mapped[src] == 0);
+		if
+#ifndef NO_REF_CHECK
+		:: mapped[src] != 0 || ref[src] != 1 -> moves = false
 #endif
+		:: else
+		fi;
 		moved[src] = moves;
 		target = (moves -> dst : src)
 	}
@@ -305,13 +328,15 @@ proctype migrate()
 #endif
 	locked[src] = false;
 	atomic {
-		locked[dst] = false;
 #ifndef BROKEN_KEEP_REF
 		put(src);
 #endif
 		moved[src] = moved[src] && ref[src]
 	}
-	put(dst);
+	if
+	:: dst -> locked[dst] = false; put(dst)
+	:: else
+	fi;
 out:	readers--;
 	todo--
 }
@@ -472,9 +497,9 @@ proctype gup(byte pin; byte v)
 		pinned[p] = pinned[p] + pin
 	}
 
-	/* A device works with it. */
+	/* A device works with it. Who writes without a pin must not fork. */
 	if
-	:: pin && seen == WRITE ->
+	:: seen == WRITE && MAY_WRITE(pin) ->
 		atomic {
 			content[p] = v;
 			if
@@ -619,7 +644,9 @@ inline start()
 #ifdef GUP
 	todo++;
 	if
+#ifndef PINS
 	:: run gup(0, 30)
+#endif
 	:: run gup(1, 30)
 	fi;
 #endif
