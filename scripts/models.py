@@ -36,7 +36,7 @@ class Search:
         self.states = self.depth = 0
         self.seconds = 0.0
         self.error = self.trouble = ""
-        self.unreached = set()
+        self.lines, self.reached = {}, set()
 
     def command(self, folder, *words, limit=SECONDS):
         return subprocess.run(words, cwd=folder, text=True, timeout=limit,
@@ -44,7 +44,7 @@ class Search:
 
     def build(self, folder):
         os.makedirs(folder, exist_ok=True)
-        for step in (("spin", *self.defines, "-a", self.path),
+        for step in (("spin", "-o3", *self.defines, "-a", self.path),
                      ("gcc", "-O2", "-w", "-DSAFETY", "-DCOLLAPSE",
                       f"-DMEMLIM={MEMORY_MB}", "-o", "pan", "pan.c")):
             done = self.command(folder, *step)
@@ -81,9 +81,23 @@ class Search:
         self.error = found.group(1) if int(errors.group(1)) and found else ""
         if int(errors.group(1)) and not found:
             self.trouble = "an error that is not understood"
-        self.unreached = {
-            (int(line), what) for line, what in
-            re.findall(r"\.pml:(\d+), state \d+, \"(.*)\"$", text, re.M) if what != "-end-"}
+        self.read_reached(text, self.command(folder, "./pan", "-d").stdout)
+
+    def read_reached(self, text, table):
+        """A line is reached if it is in one of the places that an inline went to."""
+        unreached = set()
+        for part in re.split(r"^unreached in ", text, flags=re.M)[1:]:
+            proc = part.split("\n", 1)[0].split()[-1]
+            unreached |= {(proc, n) for n in re.findall(r"\.pml:\d+, state (\d+),", part)}
+        for part in re.split(r"^(?:proctype|init|claim)", table, flags=re.M)[1:]:
+            proc = part.split("\n", 1)[0].strip() or "init"
+            for n, line, what in re.findall(r"^\s+state +(\d+) -.*\.pml:(\d+) => (.*)$",
+                                            part, re.M):
+                if what in ("-end-", "(1)", ".(goto)"):
+                    continue
+                self.lines[int(line)] = what
+                if (proc, n) not in unreached:
+                    self.reached.add(int(line))
 
     @property
     def good(self):
@@ -114,11 +128,12 @@ def jobs():
 
 def never_reached(done):
     """Per model: the lines that none of its runs came to."""
-    lines = {}
+    lines, reached = {}, {}
     for s in done:
         if not s.broken and not s.trouble:
-            lines[s.model] = lines.get(s.model, s.unreached) & s.unreached
-    return lines
+            lines.setdefault(s.model, {}).update(s.lines)
+            reached.setdefault(s.model, set()).update(s.reached)
+    return {m: {n: w for n, w in lines[m].items() if n not in reached[m]} for m in lines}
 
 
 def show(done):
@@ -155,7 +170,7 @@ def main():
     for model, lines in never_reached(done).items():
         results.append(not lines)
         print(f"{'not ok' if lines else 'ok'} {len(results)} {model}: all lines are reached")
-        for line, what in sorted(lines):
+        for line, what in sorted(lines.items()):
             print(f"# {model}.pml:{line}: {what}")
     print(f"1..{len(results)}")
     show(done)

@@ -24,6 +24,9 @@
  * RUN -DFAULTS=4
  * RUN -DFAULTS=3 -DEVICT -DZAP
  * RUN -DFAULTS=4 -DEVICT
+ * RUN -DFAULTS=3 -DEVICT -DFAIL
+ *
+ * FAIL: the first copy fails, and the page stays.
  *
  * Variants that are wrong on purpose, each of which has to fail:
  *
@@ -40,7 +43,9 @@
 #define FAULTS		2
 #endif
 
-#ifdef EVICT
+#ifdef FAIL
+#define MAX_TRIES	4
+#elif defined(EVICT)
 #define MAX_TRIES	3
 #else
 #define MAX_TRIES	2
@@ -60,6 +65,11 @@ bool locked;
 byte freed;
 byte ram;
 bool zapped;
+#ifdef FAIL
+bool fails = true;
+#else
+bool fails;
+#endif
 
 byte todo;
 
@@ -92,7 +102,8 @@ inline migrate(known)
 	unlock_ptl();
 	moves = mine && ref <= known;
 	if
-	:: moves -> ram = DATA
+	:: moves && !fails -> ram = DATA
+	:: moves && fails -> fails = false; moves = false
 	:: else
 	fi;
 	moves = moves && ref <= known;
