@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-VERBS := run test shell kunit selftest debug models check consumers exports bench profile docs build where stock relock clean
+VERBS := run test shell kunit selftest debug stress models check consumers exports bench profile docs build where stock relock clean
 
 .PHONY: help $(VERBS)
 
@@ -14,6 +14,8 @@ help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 	@echo
 	@echo '  KSRC=path     another v6.12.y tree or tarball   STOCK=1   the untouched base, for where, shell, test'
+	@echo '  KERNEL=debug|kcsan, PREEMPT=none|full, SCENARIO=regexp   less of make stress;'
+	@echo '                STOCK=1 make stress: the base and ours, side by side'
 	@echo '  ROWS=regexp   rows of the benchmark           PAIRS=n  pairs of boots that are timed'
 	@echo '  BENCH_AGAINST=tree  instead of the base       ACCEPT=1 keep the last run in bench/results'
 	@echo '  HMM_BUILD=dir where everything is built         ACCEL=kvm if your machine can'
@@ -24,6 +26,7 @@ shell: ## boot to a shell, modules loaded, tools on PATH; or commands from stdin
 kunit: ## the KUnit suites alone
 selftest: ## our selftests alone
 debug: ## all tests on a kernel with lockdep, KASAN and other checks
+stress: ## TIME=seconds SEED=n: many at once, on kernels that look for races
 models: ## the protocols, by a model checker: all states of small models
 check: ## the base lock, style and static checks
 consumers: ## build all users in the tree of what we export; no new warning

@@ -57,14 +57,15 @@ pick_base() {
 	fi
 }
 
-# The kernel that is meant: test (ours), debug (ours), stock, and for measuring
+# The kernel that is meant: test (ours), debug and kcsan (ours), stock, and for measuring
 # bench (ours), bench-stock (what ours is compared with). Sets OUT, TREE.
 pick_flavour() {
 	FLAVOUR=${1:-${FLAVOUR:-test}}
 	[[ -z ${STOCK:-} || $FLAVOUR == bench* ]] || FLAVOUR=stock
 	case $FLAVOUR in
 	test)	TREE=$SRC  OUT=$WORK/build ;;
-	debug)	TREE=$SRC  OUT=$WORK/build-debug ;;
+	debug|kcsan)
+		TREE=$SRC  OUT=$WORK/build-$FLAVOUR ;;
 	check)	TREE=$SRC  OUT=$WORK/build-check ;;
 	stock)	TREE=$BASE OUT=$STOCK_BUILD ;;
 	bench)	TREE=$SRC  OUT=$WORK/build-bench ;;

@@ -11,7 +11,9 @@ import tempfile
 import time
 import unittest
 
+import kcsan
 import report
+import stress
 import vm
 
 GOOD_TAP = """TAP version 13
@@ -291,6 +293,82 @@ class FakeQemu(unittest.TestCase):
 
     def test_too_long(self):
         self.assertIn("within", self.poll("exec sleep 60", limit=0.3))
+
+
+RACES = """[    1.0] === step movers
+[    2.0] ==================================================================
+[    2.1] BUG: KCSAN: data-race in collect_pte.isra.0 / folio_add_lru+0x1/0x2
+[    2.2]
+[    2.3] write to 0xffff888100000000 of 8 bytes by task 100 on cpu 0:
+[    2.4]  collect_pte+0x10/0x20
+[    2.5] ==================================================================
+[    3.0] a line of somebody else
+[    4.0] ==================================================================
+[    4.1] BUG: KCSAN: data-race in do_madvise / zap_pte_range
+[    4.2] ==================================================================
+[    5.0] BUG: KCSAN: data-race in dmirror_open [test_hmm]
+[    6.0] === step next
+"""
+OURS = {"collect_pte", "dmirror_open"}
+
+
+class Races(unittest.TestCase):
+    def judge(self, ignored=None, ours=None):
+        return kcsan.judge(RACES, OURS if ours is None else ours, ignored or {})
+
+    def test_ours_alone_count(self):
+        _, bad, _, others = self.judge()
+        self.assertEqual([r.title for r in bad],
+                         ["collect_pte / folio_add_lru", "dmirror_open"])
+        self.assertEqual([r.title for r in others], ["do_madvise / zap_pte_range"])
+
+    def test_one_side_known_is_not_enough(self):
+        known = {frozenset(("collect_pte", "folio_put")): "no reason"}
+        self.assertEqual(len(self.judge(known)[1]), 2)
+
+    def test_known(self):
+        known = {frozenset(("folio_add_lru", "collect_pte")): "a hint"}
+        self.assertEqual(len(self.judge(known)[1]), 1)
+
+    def test_the_rest_is_still_judged(self):
+        rest = self.judge()[0]
+        self.assertEqual(report.trouble(rest), [])
+        self.assertIn("somebody else", rest)
+        self.assertEqual(report.trouble(kcsan.judge(
+            RACES + "WARNING: CPU: 0\n", OURS, {})[0]), ["WARNING: CPU: 0"])
+
+    def test_step(self):
+        self.assertEqual(self.judge()[1][0].step, "movers")
+
+    def test_ignored_needs_a_reason(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".ignore") as f:
+            f.write("a / b\n")
+            f.flush()
+            with self.assertRaises(ValueError):
+                kcsan.read_ignored(f.name)
+
+
+class Stress(unittest.TestCase):
+    LOG = """=== step movers
+# stress: scenario=movers seed=7 seconds=1.0 rounds=12 failures=1
+# stress: scenario=movers ops=100 busy=0 pages=0 kb=2048
+# stress: scenario=movers longest=0.25 slowest=to the device
+# movers: CPU: page 3 of 9
+not ok 1 movers
+"""
+
+    def test_numbers(self):
+        found = stress.numbers_in(self.LOG)["movers"]
+        self.assertEqual(found["why"], "CPU: page 3 of 9")
+        self.assertEqual(found["slowest"], "to the device")
+        self.assertEqual(stress.cells(found), ["12", "1", "0.25", "0", "2"])
+
+    def test_nothing_printed(self):
+        self.assertEqual(stress.cells(None), ["-"] * 5)
+
+    def test_trouble_has_its_step(self):
+        log = "=== step a\n=== step b\nWARNING: CPU: 1\nWARNING: CPU: 2\n"
+        self.assertEqual(stress.trouble_by_step(log), {"b": "WARNING: CPU: 1"})
 
 
 class TapResult(unittest.TestResult):

@@ -19,8 +19,8 @@ import vm
 
 GROUPS = ("host", "kunit", "selftest", "peer")
 THP_MODES = ("always", "madvise", "never")
-# hmm_dma has a machine of its own.
-NOT_TESTS = {"hmm_demo", "hmm_dma"}
+# hmm_dma has a machine of its own, hmm_dmirror_failnth a kernel.
+NOT_TESTS = {"hmm_demo", "hmm_dma", "hmm_dmirror_failnth"}
 
 # These make the folios that they need, or need none; the mode changes little.
 MODES_OF = {
@@ -29,6 +29,7 @@ MODES_OF = {
     "hmm_dmirror_random": ("madvise",),
     "hmm_dmirror_fuzz": ("always",),
     "hmm_dmirror_security": ("always",),
+    "hmm_dmirror_stress": ("madvise",),
 }
 
 
@@ -48,6 +49,7 @@ class Plan:
         self.name, self.steps, self.suites, self.numa = name, list(steps), suites, numa
         self.dma = False        # an IOMMU, and a device behind it
         self.owners = False     # keep who allocated each page: slow, debug kernel only
+        self.boot = []          # more for the boot line
 
 
 def dma_plan():
@@ -129,6 +131,9 @@ def make_plans(args):
             # Last, because the kernel is tainted by it, and ends lock debugging.
             plan.steps.append(("licence-insmod", "tap", "licence_insmod"))
             plans.append(plan)
+    if "selftest" in wanted and args.kernel == "debug":
+        plans.append(driver_plan("failnth", "dmirror load", ["hmm_dmirror_failnth -t 2"],
+                                 ["madvise"]))
     if "kunit" in wanted:
         plan = Plan("kunit", suites=suites_in(args.tree, "mm/tests"))
         nouveau = " ".join(suites_in(args.tree, "drivers/gpu/drm/nouveau"))
@@ -145,7 +150,7 @@ class Run:
         args.numa, args.dma = plan.numa, plan.dma
         owners = ["page_owner=on"] if plan.owners else []
         kunit = "kunit.enable=1" if plan.suites is not None else "kunit.enable=0"
-        self.vm = vm.Machine(args, self.logs, cmdline=[kunit, *args.more, *owners],
+        self.vm = vm.Machine(args, self.logs, cmdline=[kunit, *args.more, *plan.boot, *owners],
                              steps=[(n, c) for n, _, c in plan.steps])
         self.now, self.times, self.seen = "boot", {}, 0
         self.mark = self.vm.began
@@ -187,7 +192,7 @@ class Run:
 CLEAR = "\r\x1b[K" if sys.stderr.isatty() else ""
 
 
-def run_all(plans, args):
+def run_all(plans, args, start=Run):
     """All machines, a few at a time; their steps in the order of the plans."""
     waiting, running, results = list(plans), [], {}
     began = time.monotonic()
@@ -195,7 +200,7 @@ def run_all(plans, args):
         while waiting or running:
             while waiting and len(running) < args.jobs:
                 plan = waiting.pop(0)
-                running.append(Run(plan, args))
+                running.append(start(plan, args))
             for run in list(running):
                 if run.poll():
                     running.remove(run)
