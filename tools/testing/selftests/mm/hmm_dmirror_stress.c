@@ -1034,51 +1034,95 @@ static void foreign(double until)
 
 /* ==== a device that is full ==== */
 
+#define FULL_THREADS	4
+#define FULL_MB		32L
+#define BASE_FULL_MB	256L
 #define PUSH_PAGES	DM_PER_HUGE
 
-/* Push all there is; returns how many pages then are on the device. */
-static long push_all(const struct dm_dev *d, const struct dm_mem *m, void *copy)
-{
-	long page, n, sum = 0;
-
-	for (page = 0; page < (long)m->pages; page += n) {
-		n = m->pages - page < PUSH_PAGES ? m->pages - page : PUSH_PAGES;
-		st_do("to a full device", dm_op(d, HMM_DMIRROR_MIGRATE_TO_DEV,
-						dm_addr(m, page), n, copy));
-		sum += dm_count_at(d, m, page, n, AT_DEVICE);
-	}
-	return sum;
-}
-
-/* What is more than 256 MiB stays in RAM, and all of it right. */
-static void full(double until)
-{
-	const long pages = (256 + 32) << 8;
-	struct st_rng rng = st_rng(st_seed, 750);
-	void *copy = malloc(PUSH_PAGES * DM_PAGE);
+struct full {
 	struct dm_dev d;
 	struct dm_mem m;
-	long there, wrong, i;
+	long there;		/* pages that went to the device */
+};
 
-	open_unit(&d, DM_COHERENT1);
-	do {
-		need(dm_adopt(&m, dm_aligned(pages * DM_PAGE, PROT_READ | PROT_WRITE),
-			      pages), "memory");
-		madvise(m.cpu, pages * DM_PAGE,
-			st_one_in(&rng, 2) ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-		for (i = 0; i < pages; i += PUSH_PAGES)
-			st_do("CPU writes", (dm_cpu_write(&m, i, PUSH_PAGES), 0));
-		there = push_all(&d, &m, copy);
-		st_check(there > 0 && there < pages, "%ld of %ld pages went", there, pages);
-		for (i = 0; i < pages && !st_failed(); i += PUSH_PAGES) {
-			wrong = st_do("CPU reads", dm_cpu_wrong(&m, i, PUSH_PAGES));
-			st_check(wrong == DM_ALL_RIGHT, "page %ld", wrong);
-		}
-		dm_free(&m);
-		st_round();
-	} while (!st_over(until));
-	dm_close(&d);
+static long part_of(const struct st_worker *w, const struct dm_mem *m, long *n)
+{
+	*n = m->pages / w->team->n;
+	return w->id * *n;
+}
+
+static void push_part(struct st_worker *w)
+{
+	struct full *f = w->team->arg;
+	void *copy = malloc(PUSH_PAGES * DM_PAGE);
+	long part, first = part_of(w, &f->m, &part), page;
+
+	for (page = first; page < first + part; page += PUSH_PAGES) {
+		st_do("to a full device", dm_op(&f->d, HMM_DMIRROR_MIGRATE_TO_DEV,
+						dm_addr(&f->m, page), PUSH_PAGES, copy));
+		__atomic_add_fetch(&f->there, dm_count_at(&f->d, &f->m, page, PUSH_PAGES,
+							  AT_DEVICE), __ATOMIC_RELAXED);
+	}
 	free(copy);
+}
+
+static void read_part(struct st_worker *w)
+{
+	struct full *f = w->team->arg;
+	long part, first = part_of(w, &f->m, &part), page, wrong;
+
+	for (page = first; page < first + part && !st_failed(); page += PUSH_PAGES) {
+		wrong = st_do("CPU reads", dm_cpu_wrong(&f->m, page, PUSH_PAGES));
+		st_check(wrong == DM_ALL_RIGHT, "page %ld", wrong);
+	}
+}
+
+/* The rest stays in RAM, and all of it is right. */
+static void fill_device(int unit, long mb, struct st_rng *rng)
+{
+	long pages = (mb + mb / 2) << 8, i;
+	struct full f = { };
+	struct st_team team;
+
+	open_unit(&f.d, unit);
+	need(dm_adopt(&f.m, dm_aligned(pages * DM_PAGE, PROT_READ | PROT_WRITE), pages),
+	     "memory");
+	madvise(f.m.cpu, pages * DM_PAGE,
+		st_one_in(rng, 2) ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+	for (i = 0; i < pages; i += PUSH_PAGES)
+		st_do("CPU writes", (dm_cpu_write(&f.m, i, PUSH_PAGES), 0));
+	st_all(&team, FULL_THREADS, rng, push_part, &f);
+	st_check(f.there >= mb << 7 && f.there <= mb << 8,
+		 "%ld pages are on a device that holds %ld", f.there, mb << 8);
+	st_all(&team, FULL_THREADS, rng, read_part, &f);
+	dm_free(&f.m);
+	dm_close(&f.d);
+	st_round();
+}
+
+/* Of ours all devices can be small; of the base's, one kind has an end. */
+static void full(double until)
+{
+	struct st_rng rng = st_rng(st_seed, 750);
+	char params[256], small[320];
+
+	if (!ours) {
+		do
+			fill_device(DM_COHERENT1, BASE_FULL_MB, &rng);
+		while (!st_over(until));
+		return;
+	}
+	dm_module_params(params, sizeof(params));
+	snprintf(small, sizeof(small), "%s spm_mb=%ld chunk_mb=%ld private_mb=%ld", params,
+		 FULL_MB, FULL_MB / 2, FULL_MB);
+	need(dm_unload_module(), "rmmod");
+	need(dm_load_module(small), "insmod");
+	do {
+		fill_device(DM_PRIVATE0, FULL_MB, &rng);
+		fill_device(DM_COHERENT1, FULL_MB, &rng);
+	} while (!st_over(until));
+	need(dm_unload_module(), "rmmod");
+	need(dm_load_module(params), "insmod");
 }
 
 /* ==== a device that is taken away under load ==== */
@@ -1327,6 +1371,90 @@ static void second_mover(double until)
 	dm_close(&s.dev[0]);
 }
 
+/* ==== memory that is broken ==== */
+
+#define POISON		"/sys/kernel/debug/hwpoison/corrupt-pfn"
+#define UNPOISON	"/sys/kernel/debug/hwpoison/unpoison-pfn"
+#define POISON_PAGES	4
+
+/* Bits of a swap entry in pagemap, before its offset: here, a pfn */
+#define SWAP_TYPE_BITS	5
+
+static uint64_t pfn_of(const struct dm_mem *m, long page)
+{
+	uint64_t entry = 0;
+
+	need(dm_pagemap(dm_addr(m, page), 1, &entry), "pagemap");
+	if (entry & DM_PM_SWAP)
+		return (entry & DM_PM_PFN) >> SWAP_TYPE_BITS;
+	return entry & DM_PM_PFN;
+}
+
+static void put_pfn(const char *path, uint64_t pfn)
+{
+	char text[24];
+
+	snprintf(text, sizeof(text), "%llu", (unsigned long long)pfn);
+	/* Whether anything comes of it is not said. */
+	dm_put_file(path, text);
+}
+
+/* A page of a device: nothing can be done about it, and nothing is. */
+static void poison_device(int unit)
+{
+	struct dm_dev d[2];
+	struct dm_mem m;
+	int err;
+
+	open_unit(&d[0], unit);
+	open_unit(&d[1], unit ^ 1);
+	need(dm_small(&m, POISON_PAGES), "small pages");
+	err = dm_to_dev(&d[0], &m, 0, POISON_PAGES);
+	st_check(!err, "to the device: %s", strerror(-err));
+	st_do("poison", (put_pfn(POISON, pfn_of(&m, 1)), 0));
+	check_memory(d, &m);
+	dm_free(&m);
+	close_pair(d);
+}
+
+/* Of RAM that a device has for itself. The neighbours stay as they are. */
+static void poison_exclusive(void)
+{
+	struct dm_mem m;
+	struct dm_dev d;
+	uint64_t pfn;
+	long wrong;
+	pid_t pid;
+
+	open_unit(&d, DM_PRIVATE0);
+	need(dm_small(&m, POISON_PAGES), "small pages");
+	pfn = pfn_of(&m, 1);
+	need(dm_exclusive(&d, &m, 0, POISON_PAGES), "exclusive access");
+	st_do("poison", (put_pfn(POISON, pfn), 0));
+	pid = fork();
+	if (!pid) {
+		/* SIGBUS is as good. */
+		dm_cpu_wrong(&m, 1, 1);
+		_exit(0);
+	}
+	st_check(pid < 0 || dm_wait(pid) >= 0, "a reader was not seen again");
+	wrong = dm_cpu_wrong(&m, 2, POISON_PAGES - 2);
+	st_check(wrong == DM_ALL_RIGHT, "page %ld", wrong);
+	dm_free(&m);
+	dm_close(&d);
+	put_pfn(UNPOISON, pfn);
+}
+
+static void poisoned(double until)
+{
+	do {
+		poison_device(DM_PRIVATE0);
+		poison_device(DM_COHERENT0);
+		poison_exclusive();
+		st_round();
+	} while (!st_over(until));
+}
+
 /* ---- all of them ---- */
 
 static const struct st_scenario scenarios[] = {
@@ -1348,7 +1476,7 @@ static const struct st_scenario scenarios[] = {
 	  storm, 2, 120 },
 	{ "foreign", "memory of one device is read through another",
 	  foreign, 2, 120 },
-	{ "full", "more than a coherent device holds",
+	{ "full", "4 threads move more than a device holds",
 	  full, 4, 240 },
 	{ "released", "RELEASE while 16 threads migrate and fault",
 	  released, 2, 120 },
@@ -1364,6 +1492,8 @@ static const struct st_scenario scenarios[] = {
 	  mthp_moves, 1, 120 },
 	{ "second_mover", "two threads move one huge page",
 	  second_mover, 1, 120 },
+	{ "poisoned", "memory failure in device pages, and in exclusive ones",
+	  poisoned, 4, 120, .file = POISON },
 };
 
 #define NR_SCENARIOS	((int)(sizeof(scenarios) / sizeof(*scenarios)))
@@ -1400,6 +1530,8 @@ static bool can_run(const struct st_scenario *s)
 				      s->units - 1);
 	else if (nodes() < s->nodes)
 		ksft_test_result_skip("%s: one NUMA node\n", s->name);
+	else if (s->file && access(s->file, W_OK))
+		ksft_test_result_skip("%s: no %s\n", s->name, s->file);
 	else
 		return true;
 	return false;
@@ -1515,6 +1647,8 @@ int main(int argc, char **argv)
 	ours = driver_is_ours();
 	ksft_set_plan(n);
 	make_swap();
+	if (system("modprobe hwpoison_inject 2>/dev/null"))
+		ksft_print_msg("no hwpoison_inject\n");
 	for (i = 0; i < NR_SCENARIOS; i++)
 		if (is_wanted(scenarios[i].name, argv, argc) &&
 		    !run_scenario(&scenarios[i], seconds / n))

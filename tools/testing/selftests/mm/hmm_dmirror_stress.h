@@ -47,6 +47,7 @@ struct st_scenario {
 	int units;		/* devices that it needs */
 	int extra;		/* seconds that it may take beyond its time */
 	int nodes;		/* of memory, that it needs */
+	const char *file;	/* that it needs */
 };
 
 static struct st_shared *st;
