@@ -70,7 +70,7 @@ class StressRun(run_tests.Run):
         if self.vm.ended:
             self.note(self.vm.ended)
         if kernel.races:
-            steps.append(races_step(plan.name, bad))
+            steps.append(races_step(plan.name, bad, console))
         plan.ended, plan.numbers = self.vm.ended, numbers_in(steps_log)
         plan.trouble = trouble_by_step(console)
         for race in bad:
@@ -82,8 +82,10 @@ class StressRun(run_tests.Run):
         return steps
 
 
-def races_step(name, bad):
+def races_step(name, bad, console):
     step = report.Step(f"{name}-races")
+    if "kcsan: enabled" not in console:
+        step.add(f"{name}: KCSAN", report.FAIL, "is not on")
     for race in bad:
         step.add(race.title, report.FAIL, "data race, see console.log")
     if not bad:
