@@ -351,13 +351,26 @@ static void move_to_node(const struct dm_mem *m, long first, long n, int node)
 	syscall(__NR_move_pages, 0, n, page, to, status, MPOL_MF_MOVE);
 }
 
+/* As if nobody had touched a page, and its neighbours, for long. */
+static void mark_idle(const struct dm_mem *m, long page)
+{
+	int fd = open("/sys/kernel/mm/page_idle/bitmap", O_WRONLY | O_CLOEXEC);
+	uint64_t all = -1, entry;
+
+	if (fd < 0)
+		return;
+	if (!dm_pagemap(dm_addr(m, page), 1, &entry) && entry & DM_PM_PRESENT)
+		pwrite(fd, &all, sizeof(all), (entry & DM_PM_PFN) / 64 * sizeof(all));
+	close(fd);
+}
+
 /* Nothing that changes the content, or who may do what. */
 static void disturb(struct st_rng *rng, const struct dm_mem *m, long first, long n)
 {
 	void *addr = dm_addr(m, first);
 	unsigned long len = n * DM_PAGE;
 
-	switch (st_rnd(rng, 9)) {
+	switch (st_rnd(rng, 11)) {
 	case 0:
 		move_to_node(m, first, n, st_rnd(rng, nodes()));
 		break;
@@ -384,6 +397,12 @@ static void disturb(struct st_rng *rng, const struct dm_mem *m, long first, long
 	case 7:
 		if (st_one_in(rng, 8))
 			dm_put_file("/proc/sys/vm/compact_memory", "1");
+		break;
+	case 8:
+		mark_idle(m, first);
+		break;
+	case 9:
+		madvise(addr, len, st_one_in(rng, 2) ? MADV_MERGEABLE : MADV_UNMERGEABLE);
 		break;
 	default:
 		madvise(addr, len, st_one_in(rng, 2) ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
@@ -1223,6 +1242,34 @@ static void closed(double until)
 
 /* ==== the module is unloaded under load ==== */
 
+/* Who walks all pages of the machine meets those that come and go. */
+static void walk_pages(struct st_worker *w)
+{
+	static const char * const file[] = { "/proc/kpageflags", "/proc/kpagecount" };
+	int fd = open(file[w->id % 2], O_RDONLY | O_CLOEXEC);
+	double *until = w->team->arg;
+	char text[1 << 16];
+
+	while (fd >= 0 && !st_over(*until)) {
+		if (pread(fd, text, sizeof(text), 0) < 0)
+			break;
+		/* Up to 8 GiB; where no page is, it reads as none. */
+		pread(fd, text, sizeof(text), st_rnd(&w->rng, 256) * sizeof(text));
+		if (st_one_in(&w->rng, 500))
+			dm_put_file("/proc/sys/vm/compact_memory", "1");
+	}
+	if (fd >= 0)
+		close(fd);
+}
+
+static void come_go_and_look(struct st_worker *w)
+{
+	if (w->id == 1 || w->id == 2)
+		walk_pages(w);
+	else
+		come_and_go(w);
+}
+
 /* A module that is in use cannot go, which takes no time to say; else it goes. */
 static void unload_once(const char *params)
 {
@@ -1254,7 +1301,7 @@ static void unloaded(double until)
 	do {
 		double end = dm_now() + 0.5;
 
-		st_start(&team, 16, &rng, come_and_go, &end);
+		st_start(&team, 16, &rng, come_go_and_look, &end);
 		do
 			unload_once(params);
 		while (!st_over(end));
@@ -1583,6 +1630,17 @@ static void make_swap(void)
 	close(fd);
 }
 
+/* What the kernel does to pages by itself, as far as it knows how. */
+static void keep_kernel_busy(bool on)
+{
+	const char *yes = on ? "1" : "0";
+
+	dm_put_file("/proc/sys/kernel/numa_balancing", yes);
+	dm_put_file("/sys/kernel/mm/ksm/sleep_millisecs", "20");
+	/* 2 undoes what was merged. */
+	dm_put_file("/sys/kernel/mm/ksm/run", on ? "1" : "2");
+}
+
 static bool is_wanted(const char *name, char **names, int n)
 {
 	int i;
@@ -1647,12 +1705,14 @@ int main(int argc, char **argv)
 	ours = driver_is_ours();
 	ksft_set_plan(n);
 	make_swap();
+	keep_kernel_busy(true);
 	if (system("modprobe hwpoison_inject 2>/dev/null"))
 		ksft_print_msg("no hwpoison_inject\n");
 	for (i = 0; i < NR_SCENARIOS; i++)
 		if (is_wanted(scenarios[i].name, argv, argc) &&
 		    !run_scenario(&scenarios[i], seconds / n))
 			ksft_exit_fail_msg("the machine is stuck\n");
+	keep_kernel_busy(false);
 	swapoff(SWAP_DISK);
 	ksft_finished();
 }
