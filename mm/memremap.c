@@ -1056,7 +1056,7 @@ static __always_inline void scrub_flags(struct folio *folio, unsigned long nr)
  */
 static __always_inline void scrub_folio(struct folio *folio, unsigned long nr)
 {
-	if (folio_memcg_charged(folio))
+	if (folio_memcg(folio))
 		mem_cgroup_uncharge(folio);
 	scrub_flags(folio, nr);
 	if (nr > 1 && folio_test_anon(folio))
