@@ -574,6 +574,19 @@ static void *alloc_buffer(unsigned long npages)
 }
 
 /*
+ * Pages in a buffer. If the caller's memory overlaps with what the device reads or
+ * writes it has to be all: none is written before the last is read.
+ */
+static unsigned long buffer_pages(const struct hmm_dmirror_cmd *cmd)
+{
+	unsigned long len = cmd->npages << PAGE_SHIFT;
+
+	if (cmd->ptr < cmd->addr + len && cmd->addr < cmd->ptr + len)
+		return cmd->npages;
+	return min(cmd->npages, DMIRROR_BUFFER);
+}
+
+/*
  * Gives the caller what the device reads. Without @fault, all of it has to be
  * in the device's page table: -ENOENT.
  */
@@ -581,18 +594,18 @@ static int dmirror_copy_out(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 			    bool fault, struct dmirror_scratch *scratch)
 {
 	char __user *uptr = u64_to_user_ptr(cmd->ptr);
-	unsigned long n = min(cmd->npages, DMIRROR_BUFFER);
+	unsigned long n, most = buffer_pages(cmd);
 	unsigned long addr = cmd->addr;
 	unsigned long left;
 	int err = 0;
 	void *buf;
 
-	buf = alloc_buffer(n);
+	buf = alloc_buffer(most);
 	if (!buf)
 		return -ENOMEM;
 
 	for (left = cmd->npages; left && !err; left -= n) {
-		n = min(left, DMIRROR_BUFFER);
+		n = min(left, most);
 		if (fault)
 			err = dmirror_access(dm, cmd, addr, n, buf, false,
 					     scratch);
@@ -620,7 +633,7 @@ static int dmirror_write(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 			 struct dmirror_scratch *scratch)
 {
 	const char __user *uptr = u64_to_user_ptr(cmd->ptr);
-	unsigned long n = min(cmd->npages, DMIRROR_BUFFER);
+	unsigned long n, most = buffer_pages(cmd);
 	unsigned long addr = cmd->addr;
 	unsigned long left;
 	int err = 0;
@@ -628,12 +641,12 @@ static int dmirror_write(struct dmirror *dm, struct hmm_dmirror_cmd *cmd,
 
 	if (fault_in_readable(uptr, cmd->npages << PAGE_SHIFT))
 		return -EFAULT;
-	buf = alloc_buffer(n);
+	buf = alloc_buffer(most);
 	if (!buf)
 		return -ENOMEM;
 
 	for (left = cmd->npages; left && !err; left -= n) {
-		n = min(left, DMIRROR_BUFFER);
+		n = min(left, most);
 		if (copy_from_user(buf, uptr, n << PAGE_SHIFT))
 			err = -EFAULT;
 		else

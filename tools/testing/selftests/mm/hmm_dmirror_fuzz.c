@@ -552,7 +552,9 @@ static bool is_good_range(const struct call *c)
 static int device_verdict(const struct call *c)
 {
 	if (c->command == HMM_DMIRROR_FLAGS)
-		return c->cmd.npages & ~HMM_DMIRROR_FLAG_FAIL_ALLOC ? -EINVAL : 0;
+		return c->cmd.npages & ~(HMM_DMIRROR_FLAG_FAIL_ALLOC |
+					 HMM_DMIRROR_FLAG_FAULT_AROUND) ?
+		       -EINVAL : 0;
 	return ONE_OF_MAY;
 }
 
