@@ -9,8 +9,8 @@ import subprocess
 # Where hmm_bench puts the two functions that say when to count.
 BEGIN, END = 0x123450000, 0x123450100
 
-# The module's symbols are not in System.map.
-PREFIX = "grep -w hmm_bench /proc/kallsyms; "
+# The symbols of modules are not in System.map.
+PREFIX = r"grep '\[.*\]' /proc/kallsyms; "
 
 SHOWN = 40
 

@@ -284,10 +284,7 @@ static int device_add_memory(struct dmirror_device *device, int id)
 
 /* --- The mirror ---------------------------------------------------------- */
 
-/*
- * Takes entries out of the device's page table, @last among them: many at once,
- * as a process that ends has all of them.
- */
+/* Takes entries out of the device's page table, @last among them. */
 static void dmirror_erase(struct dmirror *dm, unsigned long first,
 			  unsigned long last, bool may_sleep)
 {
@@ -296,6 +293,11 @@ static void dmirror_erase(struct dmirror *dm, unsigned long first,
 	void *entry;
 
 	lockdep_assert_held(&dm->lock);
+	/* As in most faults. */
+	if (first == last) {
+		xa_erase(&dm->pt, first);
+		return;
+	}
 	xas_lock(&xas);
 	xas_for_each(&xas, entry, last) {
 		xas_store(&xas, NULL);

@@ -689,10 +689,22 @@ static unsigned long note_failed(struct move *m)
 	return good;
 }
 
-/* Have the driver copy; afterwards each copy says whether it failed. */
+/* Have the driver copy. @late: it may write even now, and says no more of it. */
+static int run_copy(struct hmm_devmem_batch *batch, bool *late)
+{
+	const struct hmm_devmem_ops *ops = batch->devmem->ops;
+	int err = ops->copy(batch);
+
+	if (err || !ops->wait)
+		return err;
+	err = ops->wait(batch);
+	*late = err == -EBUSY;
+	return err;
+}
+
+/* Afterwards each copy says whether it failed. */
 static void copy_all(struct move *m)
 {
-	const struct hmm_devmem_ops *ops = m->devmem->ops;
 	struct hmm_devmem_batch batch = {
 		.devmem = m->devmem,
 		.copies = m->copies,
@@ -702,11 +714,7 @@ static void copy_all(struct move *m)
 	bool late = false;
 	unsigned long good;
 
-	m->err = ops->copy(&batch);
-	if (!m->err && ops->wait) {
-		m->err = ops->wait(&batch);
-		late = m->err == -EBUSY;
-	}
+	m->err = run_copy(&batch, &late);
 	good = note_failed(m);
 	if (!m->last)
 		return;
@@ -755,26 +763,6 @@ static void fill_destinations(struct move *m)
 {
 	count_stayed(m);
 	alloc_destinations(m);
-	copy_to_destinations(m);
-}
-
-/* The same for one page that is to come to RAM: without lists of what there is. */
-static void fill_destination(struct move *m)
-{
-	struct folio *folio;
-
-	m->dst[0] = 0;
-	m->nr_copies = 0;
-	keep_hole(m, 0);
-	if (!nr_to_move(m, 0)) {
-		count_stayed(m);
-		return;
-	}
-	folio = alloc_ram_folio(m, 0, 0);
-	if (folio)
-		add_copy(m, 0, 0, &folio->page, 1);
-	else
-		m->result->no_memory++;
 	copy_to_destinations(m);
 }
 
@@ -830,6 +818,35 @@ static bool has_moved(const struct move *m, unsigned long at)
 	       at - i < migrate_pfn_nr(m->dst[i]);
 }
 
+/* The end of a fault whose page has not moved. */
+static vm_fault_t fault_error(int err)
+{
+	switch (err) {
+	case 0:
+		return 0;
+	case -EBUSY:
+		/* That passes, and who is killed meanwhile need not see it. */
+		return fatal_signal_pending(current) ? VM_FAULT_SIGBUS : 0;
+	case -ENOMEM:
+		return VM_FAULT_OOM;
+	default:
+		/* It would fail again at once: do not come back for more. */
+		return VM_FAULT_SIGBUS;
+	}
+}
+
+/* Why pages have stayed: of several reasons the one that may pass. */
+static int move_error(const struct move *m)
+{
+	if (m->err == -EBUSY)
+		return -EBUSY;
+	if (m->result->no_memory)
+		return -ENOMEM;
+	if (m->err)
+		return m->err;
+	return m->result->not_copied ? -EIO : 0;
+}
+
 static vm_fault_t fault_migrate(struct vm_fault *vmf, struct move *m,
 				unsigned long start, unsigned long end)
 {
@@ -852,44 +869,70 @@ static vm_fault_t fault_migrate(struct vm_fault *vmf, struct move *m,
 	m->n = (end - start) >> PAGE_SHIFT;
 	if (migrate_vma_setup(&args))
 		return VM_FAULT_SIGBUS;
-	if (m->n == 1)
-		fill_destination(m);
-	else
-		fill_destinations(m);
+	fill_destinations(m);
 	migrate_vma_pages(&args);
 	moved = has_moved(m, at);
 	migrate_vma_finalize(&args);
-
-	if (moved)
-		return 0;
-	/* That passes, and who is killed meanwhile need not see it. */
-	if (m->err == -EBUSY && !fatal_signal_pending(current))
-		return 0;
-	/* It would fail again at once: do not come back for more. */
-	if (m->result->no_memory || m->err == -ENOMEM)
-		return VM_FAULT_OOM;
-	return m->result->not_copied ? VM_FAULT_SIGBUS : 0;
+	return moved ? 0 : fault_error(move_error(m));
 }
 
+/* A page of RAM with the content of a page of the device, for dst. */
+static int fetch_page(struct hmm_devmem *devmem, struct vm_fault *vmf,
+		      struct page *page, unsigned long *dst)
+{
+	struct hmm_devmem_copy copy = { .src = page, .nr = 1 };
+	struct hmm_devmem_batch batch = {
+		.devmem = devmem,
+		.copies = &copy,
+		.nr = 1,
+	};
+	struct folio *folio;
+	bool late = false;
+	int err;
+
+	folio = vma_alloc_folio(GFP_HIGHUSER_MOVABLE, 0, vmf->vma, vmf->address,
+				false);
+	if (!folio)
+		return -ENOMEM;
+	folio_lock(folio);
+	copy.dst = &folio->page;
+	err = run_copy(&batch, &late);
+	if (!err && copy.failed)
+		err = -EIO;
+	if (err)
+		drop_folio(folio);
+	else
+		*dst = migrate_pfn(folio_pfn(folio));
+	return err;
+}
+
+/* Most faults are of a single page, and need no lists of what there is. */
 static vm_fault_t fault_page(struct vm_fault *vmf, struct hmm_devmem *devmem)
 {
+	const unsigned long live = MIGRATE_PFN_VALID | MIGRATE_PFN_MIGRATE;
 	unsigned long addr = vmf->address & PAGE_MASK;
-	struct hmm_devmem_result result = { };
-	struct hmm_devmem_copy copy;
-	unsigned long src, dst;
-	struct page *page;
-	u16 at;
-
-	return fault_migrate(vmf, &(struct move) {
-		.devmem = devmem,
-		.gfp = GFP_HIGHUSER_MOVABLE,
+	unsigned long src, dst = 0;
+	struct migrate_vma args = {
+		.vma = vmf->vma,
+		.start = addr,
+		.end = addr + PAGE_SIZE,
 		.src = &src,
 		.dst = &dst,
-		.pages = &page,
-		.at = &at,
-		.copies = &copy,
-		.result = &result,
-	}, addr, addr + PAGE_SIZE);
+		.pgmap_owner = devmem,
+		.flags = MIGRATE_VMA_SELECT_DEVICE_PRIVATE,
+		.fault_page = vmf->page,
+	};
+	bool moved;
+	int err = 0;
+
+	if (migrate_vma_setup(&args))
+		return VM_FAULT_SIGBUS;
+	if ((src & live) == live)
+		err = fetch_page(devmem, vmf, migrate_pfn_to_page(src), &dst);
+	migrate_vma_pages(&args);
+	moved = dst && (src & MIGRATE_PFN_MIGRATE);
+	migrate_vma_finalize(&args);
+	return moved ? 0 : fault_error(err);
 }
 
 /* A large folio comes back whole: who touches one page will touch the others. */
