@@ -119,6 +119,7 @@
  * @addr: first page of that run, in need; every page before it is settled
  * @end: end of that run
  * @need: need of the page at @addr
+ * @latest: entry of the last page that was converted without a stencil
  * @migrate: what can move is collected once all needs are met, or NULL
  * @last: where such a walk has stopped last
  * @tries: how often it has stopped there
@@ -139,6 +140,7 @@ struct hmm_walk {
 	unsigned long addr;
 	unsigned long end;
 	enum hmm_need need;
+	unsigned long latest;
 	struct migrate_vma *migrate;
 	unsigned long last;
 	unsigned int tries;
@@ -199,11 +201,10 @@ static unsigned long hmm_nr_content(const struct hmm_walk *hw,
 	return i;
 }
 
-/* What the caller wants to keep of eight words, in any of them. */
-static __always_inline unsigned long hmm_kept_in_8(const unsigned long *slot)
+/* What the caller wants to keep of four words, in any of them. */
+static __always_inline unsigned long hmm_kept_in_4(const unsigned long *slot)
 {
-	return (slot[0] | slot[1] | slot[2] | slot[3] |
-		slot[4] | slot[5] | slot[6] | slot[7]) & HMM_PFN_INOUT_FLAGS;
+	return (slot[0] | slot[1] | slot[2] | slot[3]) & HMM_PFN_INOUT_FLAGS;
 }
 
 static __always_inline unsigned long hmm_keep(unsigned long word,
@@ -217,20 +218,6 @@ static void hmm_store(unsigned long *slot, unsigned long entry)
 	*slot = hmm_keep(*slot, entry);
 }
 
-/* Store entries that are @step apart, whatever is in the words. */
-static __always_inline void hmm_store_8(unsigned long *slot,
-					unsigned long entry, int step)
-{
-	slot[0] = entry;
-	slot[1] = entry + step;
-	slot[2] = entry + 2 * step;
-	slot[3] = entry + 3 * step;
-	slot[4] = entry + 4 * step;
-	slot[5] = entry + 5 * step;
-	slot[6] = entry + 6 * step;
-	slot[7] = entry + 7 * step;
-}
-
 static noinline void hmm_fill_keep(unsigned long *slot, unsigned long nr,
 				   unsigned long entry, int step)
 {
@@ -238,8 +225,39 @@ static noinline void hmm_fill_keep(unsigned long *slot, unsigned long nr,
 		hmm_store(slot++, entry);
 }
 
-/* How many words are looked at before they are written. */
-#define HMM_FILL_BATCH	16UL
+/* Store entries that are @step apart, whatever is in the words. */
+static __always_inline void hmm_store_4(unsigned long *slot,
+					unsigned long entry, int step)
+{
+	slot[0] = entry;
+	slot[1] = entry + step;
+	slot[2] = entry + 2 * step;
+	slot[3] = entry + 3 * step;
+}
+
+/* The same with a look at the words first. */
+static __always_inline void hmm_fill_4(unsigned long *slot, unsigned long entry,
+				       int step)
+{
+	if (unlikely(hmm_kept_in_4(slot)))
+		hmm_fill_keep(slot, 4, entry, step);
+	else
+		hmm_store_4(slot, entry, step);
+}
+
+static __always_inline void hmm_fill_16(unsigned long *slot,
+					unsigned long entry, int step)
+{
+	if (unlikely(hmm_kept_in_4(slot) | hmm_kept_in_4(slot + 4) |
+		     hmm_kept_in_4(slot + 8) | hmm_kept_in_4(slot + 12))) {
+		hmm_fill_keep(slot, 16, entry, step);
+		return;
+	}
+	hmm_store_4(slot, entry, step);
+	hmm_store_4(slot + 4, entry + 4 * step, step);
+	hmm_store_4(slot + 8, entry + 8 * step, step);
+	hmm_store_4(slot + 12, entry + 12 * step, step);
+}
 
 /*
  * To know whether there is something to keep takes an instruction per page, to
@@ -248,16 +266,10 @@ static noinline void hmm_fill_keep(unsigned long *slot, unsigned long nr,
 static __always_inline void hmm_fill_by(unsigned long *slot, unsigned long nr,
 					unsigned long entry, int step)
 {
-	for (; nr >= HMM_FILL_BATCH; nr -= HMM_FILL_BATCH) {
-		if (unlikely(hmm_kept_in_8(slot) | hmm_kept_in_8(slot + 8))) {
-			hmm_fill_keep(slot, HMM_FILL_BATCH, entry, step);
-		} else {
-			hmm_store_8(slot, entry, step);
-			hmm_store_8(slot + 8, entry + 8 * step, step);
-		}
-		slot += HMM_FILL_BATCH;
-		entry += HMM_FILL_BATCH * step;
-	}
+	for (; nr >= 16; nr -= 16, slot += 16, entry += 16 * step)
+		hmm_fill_16(slot, entry, step);
+	for (; nr >= 4; nr -= 4, slot += 4, entry += 4 * step)
+		hmm_fill_4(slot, entry, step);
 	if (nr)
 		hmm_fill_keep(slot, nr, entry, step);
 }
@@ -567,42 +579,69 @@ static __always_inline u64 hmm_flip(const struct hmm_stencil *s, pte_t *ptep)
 	return pte_val(ptep_get_lockless(ptep)) ^ s->flip;
 }
 
-static __always_inline unsigned long hmm_word(const struct hmm_stencil *s,
-					      u64 flip)
+/* Struct pages are not in a row everywhere. */
+#define HMM_PAGES_IN_ROW	(!IS_ENABLED(CONFIG_SPARSEMEM) || \
+				 IS_ENABLED(CONFIG_SPARSEMEM_VMEMMAP))
+
+/*
+ * The first page that a stencil is good for. It may not exist, which makes no
+ * difference where struct pages are in a row.
+ */
+static struct page *hmm_stencil_page(const struct hmm_stencil *s)
 {
-	return s->entry + (flip >> s->shift);
+	return HMM_PAGES_IN_ROW ? pfn_to_page(s->entry & ~HMM_PFN_FLAGS) : NULL;
 }
 
-/* Set if the page is the first one of a large folio. Like compound_order(). */
-static __always_inline unsigned long hmm_head_flag(unsigned long word)
+static __always_inline struct page *hmm_nth_page(const struct hmm_stencil *s,
+						 struct page *page, u64 nth)
 {
-	struct page *page = pfn_to_page(word & ~HMM_PFN_FLAGS);
+	return HMM_PAGES_IN_ROW ? page + nth :
+				  pfn_to_page((s->entry & ~HMM_PFN_FLAGS) + nth);
+}
 
+/* Not 0 if the page is the first one of a large folio, as compound_order(). */
+static __always_inline unsigned long hmm_head_flag(struct page *page)
+{
 	return READ_ONCE(page->flags) & BIT(PG_head);
 }
 
-/* May a large folio begin at the first of four pages? */
-static __always_inline bool hmm_may_be_large(unsigned long first,
-					     unsigned long last)
+/*
+ * May a large folio begin at the first of four pages? Pages are told by their
+ * distance from the first one of the stencil. That is a multiple of four if the
+ * stencil is good for as many.
+ */
+static __always_inline bool hmm_may_be_large(const struct hmm_stencil *s,
+					     struct page *page, u64 first,
+					     u64 fourth)
 {
 	return IS_ALIGNED(first, HMM_MIN_LARGE) &&
-	       last == first + HMM_MIN_LARGE - 1 && hmm_head_flag(first);
+	       fourth == first + HMM_MIN_LARGE - 1 &&
+	       hmm_head_flag(hmm_nth_page(s, page, first));
 }
 
 /*
  * May one begin at the first or the fifth of eight pages, which these are, or
  * the fourth and the eighth? Where they are side by side, one test does for both.
  */
-static __always_inline bool hmm_may_have_large(unsigned long first,
-					       unsigned long fourth,
-					       unsigned long fifth,
-					       unsigned long eighth)
+static __always_inline bool hmm_may_have_large(const struct hmm_stencil *s,
+					       struct page *page, u64 first,
+					       u64 fourth, u64 fifth,
+					       u64 eighth)
 {
-	if (likely(fifth == first + HMM_MIN_LARGE))
-		return IS_ALIGNED(first, HMM_MIN_LARGE) &&
-		       (hmm_head_flag(first) | hmm_head_flag(fifth));
-	return hmm_may_be_large(first, fourth) ||
-	       hmm_may_be_large(fifth, eighth);
+	if (IS_ALIGNED(first, HMM_MIN_LARGE) &&
+	    fifth == first + HMM_MIN_LARGE) {
+		page = hmm_nth_page(s, page, first);
+		return hmm_head_flag(page) |
+		       hmm_head_flag(nth_page(page, HMM_MIN_LARGE));
+	}
+	return hmm_may_be_large(s, page, first, fourth) ||
+	       hmm_may_be_large(s, page, fifth, eighth);
+}
+
+static __always_inline void hmm_put(unsigned long *slot, unsigned long entry,
+				    bool keep)
+{
+	*slot = keep ? hmm_keep(*slot, entry) : entry;
 }
 
 /* How many PTEs are converted at a time: as many as there are registers for. */
@@ -614,12 +653,13 @@ static __always_inline bool hmm_may_have_large(unsigned long first,
  * that differs in what is idle above it, if anything is there, is not for here.
  * Nor are pages that a large folio may begin with.
  *
- * Seven instructions per page on x86, one of them for what the caller keeps,
- * and one or two more to see that pages are no large folio.
+ * Ten instructions per page on x86, one of them for what the caller keeps, and
+ * one or two to see that pages are no large folio.
  */
 static __always_inline bool hmm_copy_batch(const struct hmm_stencil *s,
-					   u64 strict, pte_t *ptep,
-					   unsigned long *slot, bool keep)
+					   u64 strict, struct page *page,
+					   pte_t *ptep, unsigned long *slot,
+					   bool keep)
 {
 	u64 a = hmm_flip(s, ptep), b = hmm_flip(s, ptep + 1),
 	    c = hmm_flip(s, ptep + 2), d = hmm_flip(s, ptep + 3),
@@ -630,25 +670,21 @@ static __always_inline bool hmm_copy_batch(const struct hmm_stencil *s,
 	if (unlikely(ror64(all, s->shift) > s->span))
 		return false;
 
-	a = hmm_word(s, a);
-	b = hmm_word(s, b);
-	c = hmm_word(s, c);
-	d = hmm_word(s, d);
-	e = hmm_word(s, e);
-	f = hmm_word(s, f);
-	g = hmm_word(s, g);
-	h = hmm_word(s, h);
-	if (unlikely(hmm_may_have_large(a, d, e, h)))
+	a >>= s->shift;
+	d >>= s->shift;
+	e >>= s->shift;
+	h >>= s->shift;
+	if (unlikely(hmm_may_have_large(s, page, a, d, e, h)))
 		return false;
 
-	slot[0] = keep ? hmm_keep(slot[0], a) : a;
-	slot[1] = keep ? hmm_keep(slot[1], b) : b;
-	slot[2] = keep ? hmm_keep(slot[2], c) : c;
-	slot[3] = keep ? hmm_keep(slot[3], d) : d;
-	slot[4] = keep ? hmm_keep(slot[4], e) : e;
-	slot[5] = keep ? hmm_keep(slot[5], f) : f;
-	slot[6] = keep ? hmm_keep(slot[6], g) : g;
-	slot[7] = keep ? hmm_keep(slot[7], h) : h;
+	hmm_put(slot, s->entry + a, keep);
+	hmm_put(slot + 1, s->entry + (b >> s->shift), keep);
+	hmm_put(slot + 2, s->entry + (c >> s->shift), keep);
+	hmm_put(slot + 3, s->entry + d, keep);
+	hmm_put(slot + 4, s->entry + e, keep);
+	hmm_put(slot + 5, s->entry + (f >> s->shift), keep);
+	hmm_put(slot + 6, s->entry + (g >> s->shift), keep);
+	hmm_put(slot + 7, s->entry + h, keep);
 	return true;
 }
 
@@ -727,9 +763,10 @@ static noinline unsigned long hmm_copy_folios(const struct hmm_stencil *stencil,
 
 /* The same where there is something to keep. */
 static noinline bool hmm_copy_batch_keep(const struct hmm_stencil *s, u64 strict,
-					 pte_t *ptep, unsigned long *slot)
+					 struct page *page, pte_t *ptep,
+					 unsigned long *slot)
 {
-	return hmm_copy_batch(s, strict, ptep, slot, true);
+	return hmm_copy_batch(s, strict, page, ptep, slot, true);
 }
 
 /*
@@ -740,16 +777,21 @@ static noinline unsigned long hmm_copy_batches(const struct hmm_stencil *stencil
 					       pte_t *ptep, unsigned long *slot,
 					       unsigned long nr)
 {
-	const struct hmm_stencil s = *stencil;
+	struct hmm_stencil s = *stencil;
 	u64 strict = s.care | ~((1ULL << s.shift) - 1);
+	struct page *page = hmm_stencil_page(&s);
 	pte_t *first = ptep, *end = ptep + ALIGN_DOWN(nr, HMM_COPY_BATCH);
 	bool done;
 
+	/* Which it is anyway; the compiler masks it for each use if not told. */
+	s.shift &= 63;
 	for (; ptep < end; ptep += HMM_COPY_BATCH, slot += HMM_COPY_BATCH) {
-		if (unlikely(hmm_kept_in_8(slot)))
-			done = hmm_copy_batch_keep(stencil, strict, ptep, slot);
+		if (unlikely(hmm_kept_in_4(slot) | hmm_kept_in_4(slot + 4)))
+			done = hmm_copy_batch_keep(stencil, strict, page, ptep,
+						   slot);
 		else
-			done = hmm_copy_batch(&s, strict, ptep, slot, false);
+			done = hmm_copy_batch(&s, strict, page, ptep, slot,
+					      false);
 		if (!done)
 			break;
 	}
@@ -792,7 +834,6 @@ VISIBLE_IF_KUNIT unsigned long hmm_copy_alike(const struct hmm_stencil *s,
  * @end: where the pages that are asked for end
  * @stencil: what PTEs may look like
  * @adopt_from: address from which on it may be replaced
- * @last: entry of the last page that was converted without it
  * @head: word of the first page of a folio that was converted without it, or NULL
  * @order: order of that folio
  */
@@ -804,7 +845,6 @@ struct hmm_table {
 	unsigned long end;
 	struct hmm_stencil stencil;
 	unsigned long adopt_from;
-	unsigned long last;
 	unsigned long *head;
 	unsigned int order;
 };
@@ -857,20 +897,23 @@ static void hmm_note_folio(struct hmm_table *t, unsigned int order)
 /*
  * To make a stencil costs as much as to convert two or three pages without. Wait
  * for two in a row that look as if they could share it, or for a large folio,
- * and if their neighbours do not share it, wait for some pages more.
+ * and if their neighbours do not share it, wait for some pages more. The first
+ * of two may be in the table before.
  */
 #define HMM_ADOPT_EVERY	16
 
-static bool hmm_looks_alike(unsigned long entry, unsigned long last)
+static bool hmm_looks_alike(unsigned long entry, unsigned long latest)
 {
-	return (entry & HMM_PFN_VALID) && !((entry ^ last) & HMM_PFN_FLAGS);
+	return (entry & HMM_PFN_VALID) && !((entry ^ latest) & HMM_PFN_FLAGS);
 }
 
 static bool hmm_try_adopt(struct hmm_table *t, pte_t pte, unsigned long entry,
 			  unsigned int order)
 {
+	const struct hmm_walk *hw = t->walk->private;
+
 	if (t->addr < t->adopt_from || hmm_stencil_fits(&t->stencil, pte) ||
-	    !(order || hmm_looks_alike(entry, t->last)))
+	    !(order || hmm_looks_alike(entry, hw->latest)))
 		return false;
 	t->stencil = hmm_adopt(pte, entry);
 	t->adopt_from = t->addr + HMM_ADOPT_EVERY * PAGE_SIZE;
@@ -886,7 +929,6 @@ static void hmm_walk_nones(struct hmm_table *t)
 		nr++;
 	hmm_fill(t->slot, nr, 0);
 	hmm_move_on(t, nr);
-	t->last = 0;
 }
 
 /*
@@ -916,7 +958,7 @@ static int hmm_walk_page(struct hmm_table *t)
 	}
 	hmm_note_folio(t, order);
 	hmm_store(t->slot, entry);
-	t->last = entry;
+	hw->latest = entry;
 	hmm_move_on(t, 1);
 	return 0;
 }
