@@ -36,9 +36,9 @@
  * RUN -DGUP -DWRITES=1
  * RUN -DZAP -DWRITES=1
  *
- * EXCLUSIVE: the page is mapped by process 0 alone, for writing; otherwise by 0 and
- * 1, for reading. TWICE: two migrations at a time. PINS without a reference check:
- * the look for pins has to keep pins by itself. The others say who is there.
+ * EXCLUSIVE: the page is mapped by process 0 alone; otherwise by 0 and 1, for
+ * reading. TWICE: two migrations at a time. PINS without a reference check: the look
+ * for pins has to keep pins by itself. The others say who is there.
  *
  * Variants that are wrong on purpose, each of which has to fail in a run:
  *
@@ -621,7 +621,10 @@ inline start()
 	content[1] = FIRST;
 	want[0] = FIRST;
 #ifdef EXCLUSIVE
-	kind[0] = WRITE;
+	if
+	:: kind[0] = WRITE
+	:: kind[0] = READ	/* as mprotect() there and back leaves it */
+	fi;
 	exclusive[1] = true;
 #else
 	kind[0] = READ;

@@ -647,14 +647,17 @@ static const char *struct_wrong(const struct call *c,
 	return NULL;
 }
 
-/* The part of [addr, addr + len) that is in the zone, as offset and length. */
-static uint64_t clip(uint64_t addr, uint64_t len, uint64_t *off)
+/* The part of [addr, addr + len) that is in the pages of @w, as offset and length. */
+static uint64_t clip(const struct world *w, uint64_t addr, uint64_t len,
+		     uint64_t *off)
 {
+	uint64_t end = ZONE + (w->first + w->n) * DM_PAGE;
+
 	*off = 0;
-	if (addr < ZONE || addr >= ZONE + ZONE_SIZE)
+	if (addr < ZONE + w->first * DM_PAGE || addr >= end)
 		return 0;
 	*off = addr - ZONE;
-	return len < ZONE_SIZE - *off ? len : ZONE_SIZE - *off;
+	return len < end - addr ? len : end - addr;
 }
 
 static bool page_is_good(uint64_t off, bool write)
@@ -724,10 +727,10 @@ static const char *got_wrong(struct world *w, const struct call *c, bool all)
 {
 	uint64_t src, known, off, len;
 
-	len = clip(c->cmd.ptr, buffer_len(c), &off);
+	len = clip(w, c->cmd.ptr, buffer_len(c), &off);
 	if (c->op->access == GETS_BYTES)
 		return snapshot_wrong(w, off, len, all);
-	known = clip(c->cmd.addr, len, &src);
+	known = clip(w, c->cmd.addr, len, &src);
 	return compare(w->own, off, len, w->before[0], known, all, zone() + off);
 }
 
@@ -761,8 +764,8 @@ static const char *put_wrong(struct world *w, const struct call *c, bool all)
 {
 	uint64_t src, known, off, len;
 
-	len = clip(c->cmd.addr, buffer_len(c), &off);
-	known = clip(c->cmd.ptr, len, &src);
+	len = clip(w, c->cmd.addr, buffer_len(c), &off);
+	known = clip(w, c->cmd.ptr, len, &src);
 	if (!fetch_theirs(w, off, len))
 		return "cannot be read";
 	return compare(w->theirs, off, len, w->before[0], known, all, w->before[1]);
@@ -777,10 +780,10 @@ static void keep_source(struct world *w, const struct call *c)
 	if (!c->op || range_errno(&c->cmd))
 		return;
 	if (c->op->access == GETS) {
-		len = clip(c->cmd.addr, buffer_len(c), &off);
+		len = clip(w, c->cmd.addr, buffer_len(c), &off);
 		model = w->theirs;
 	} else if (c->op->access == PUTS) {
-		len = clip(c->cmd.ptr, buffer_len(c), &off);
+		len = clip(w, c->cmd.ptr, buffer_len(c), &off);
 		model = w->own;
 	} else {
 		return;
@@ -994,6 +997,23 @@ TEST_F(fuzz, from_the_process_itself)
 	world_exit(&w);
 }
 
+/* After fork(): a file of its own, as all else is its own. */
+static int unshare_zone(const unsigned char *model)
+{
+	long page;
+	int err = 0;
+
+	for (page = 0; page < ZONE_PAGES && !err; page++) {
+		if (kind_of(page) != SHARED_FILE)
+			continue;
+		err = map_shared_file(page);
+		if (!err)
+			memcpy(zone() + page * DM_PAGE, model + page * DM_PAGE,
+			       DM_PAGE);
+	}
+	return err;
+}
+
 /* The buffers of a child are its own, the mirrored memory is not. */
 static int run_in_child(int fd, const unsigned char *own, unsigned char *theirs)
 {
@@ -1001,7 +1021,7 @@ static int run_in_child(int fd, const unsigned char *own, unsigned char *theirs)
 	struct world w;
 	int err;
 
-	if (!copy)
+	if (!copy || unshare_zone(own))
 		return -ENOMEM;
 	memcpy(copy, own, ZONE_SIZE);
 	err = world_init(&w, fd, copy, theirs);
@@ -1252,7 +1272,7 @@ static void exit_at_work(int unit, unsigned char *model, unsigned long after)
 	struct dm_dev d;
 	int i;
 
-	if (dm_open(&d, unit))
+	if (unshare_zone(model) || dm_open(&d, unit))
 		_exit(2);
 	for (i = 0; i < NR_THREADS; i++)
 		if (start_loose(&threads[i], d.fd, model, &never))
