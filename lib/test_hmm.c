@@ -1022,7 +1022,9 @@ static int dmirror_run(struct dmirror *dm, const struct dmirror_op *op,
 	err = check_cmd(cmd);
 	if (err)
 		return err;
-	if (fault_in_writeable(u64_to_user_ptr(cmd->ptr), cmd->npages * op->out))
+	/* Safe: not by writing zeroes there, which may be memory that is to move. */
+	if (fault_in_safe_writeable(u64_to_user_ptr(cmd->ptr),
+				    cmd->npages * op->out))
 		return -EFAULT;
 	scratch = kvmalloc(sizeof(*scratch), GFP_KERNEL_ACCOUNT);
 	if (!scratch)

@@ -344,8 +344,8 @@ TEST_F(security, mappings_are_bounded)
 TEST_F(security, nothing_beside_the_buffer)
 {
 	static const unsigned long gets[] = {
-		HMM_DMIRROR_READ, HMM_DMIRROR_SNAPSHOT, HMM_DMIRROR_DMA_READ,
-		HMM_DMIRROR_EXCLUSIVE, HMM_DMIRROR_MIGRATE_TO_DEV,
+		HMM_DMIRROR_EXCLUSIVE, HMM_DMIRROR_READ, HMM_DMIRROR_SNAPSHOT,
+		HMM_DMIRROR_DMA_READ, HMM_DMIRROR_MIGRATE_TO_DEV,
 		HMM_DMIRROR_READ_UNLOCKED, HMM_DMIRROR_FAULT_TO_DEV,
 	};
 	unsigned char *buf = malloc(6 * DM_PAGE);
@@ -373,6 +373,8 @@ TEST_F(security, nothing_beside_the_buffer)
 			if (k < 100 || k >= 100 + len)
 				wrong += buf[k] != 0xa5;
 		EXPECT_EQ(0, wrong);
+		/* What is exclusive comes back. */
+		EXPECT_CPU_SEES(&self->m, 0, NPAGES);
 	}
 	free(buf);
 }
