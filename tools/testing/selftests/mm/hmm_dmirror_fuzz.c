@@ -40,7 +40,7 @@
 #define KERNEL_ADDR	0xffff888000000000UL
 
 #define CANARY_PAGES	32L
-#define STEPS		300UL
+#define STEPS		150UL
 #define SEEDS		2UL
 #define MAX_PAGES	(1UL << 20)	/* of one call */
 #define NR_THREADS	4
@@ -462,14 +462,17 @@ static void spoil(struct world *w, struct call *c)
 	}
 }
 
-/* WRITE takes as much memory of the kernel as it writes; no copy is to fail. */
+/*
+ * READ and WRITE may take as much memory of the kernel as they copy. No copy is to
+ * fail.
+ */
 static void spare_kernel(struct call *c)
 {
 	if (c->command == HMM_DMIRROR_FLAGS)
 		c->cmd.npages &= ~HMM_DMIRROR_FLAG_FAIL_COPY;
-	if (c->op && c->op->access == PUTS && c->cmd.npages <= MAX_PAGES &&
-	    c->cmd.npages > 8192)
-		c->cmd.npages = 8192;
+	if (c->op && c->op->access != GETS_BYTES && c->cmd.npages <= MAX_PAGES &&
+	    c->cmd.npages > 4096)
+		c->cmd.npages = 4096;
 }
 
 static struct call make_call(struct world *w)
@@ -873,15 +876,16 @@ static int run(struct world *w, unsigned long seed, unsigned long steps)
 		}
 	}
 	if (err)
-		printf("# HMM_SEED=%lu HMM_STEPS=%lu, step %lu: %s\n", seed, steps,
-		       step, w->why);
+		printf("# HMM_SEED=%lu, step %lu of %lu: %s\n", seed, step, steps,
+		       w->why);
 	return err;
 }
 
 static int run_all(struct world *w)
 {
 	unsigned long seed = number_of("HMM_SEED", 0);
-	unsigned long steps = number_of("HMM_STEPS", STEPS);
+	unsigned long steps = number_of("HMM_STEPS", STEPS) /
+			      (w->shared ? NR_THREADS : 1);
 	unsigned long from = seed ?: 1, to = seed ?: SEEDS;
 	int err = 0;
 
@@ -902,6 +906,14 @@ static int log_open(void)
 	return fd;
 }
 
+/* A slow machine has its own to say, of timers and the like. */
+static bool is_about_memory(const char *line)
+{
+	return strstr(line, "hmm") || strstr(line, "mm/") ||
+	       strstr(line, "page") || strstr(line, "BUG") ||
+	       strstr(line, "WARN");
+}
+
 /* Lines that the kernel itself thinks worth a warning, or more. */
 static long log_warnings(int fd)
 {
@@ -916,7 +928,7 @@ static long log_warnings(int fd)
 		if (len <= 0)
 			return sum;
 		line[len] = 0;
-		if (atoi(line) < 5) {
+		if (atoi(line) < 5 && is_about_memory(line)) {
 			printf("# %s", line);
 			sum++;
 		}
@@ -1291,7 +1303,7 @@ static void exit_at_work(int unit, unsigned char *model, unsigned long after)
 
 TEST_F(fuzz, process_goes_meanwhile)
 {
-	unsigned long rounds = 4 + number_of("HMM_STEPS", STEPS) / 50, i;
+	unsigned long rounds = 4 + number_of("HMM_STEPS", STEPS) / 25, i;
 	double began;
 	pid_t pid;
 
