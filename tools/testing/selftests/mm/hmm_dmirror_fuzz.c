@@ -40,8 +40,8 @@
 #define KERNEL_ADDR	0xffff888000000000UL
 
 #define CANARY_PAGES	32L
-#define STEPS		150UL
-#define SEEDS		2UL
+#define STEPS		120UL
+#define SEEDS		1UL
 #define MAX_PAGES	(1UL << 20)	/* of one call */
 #define NR_THREADS	4
 
