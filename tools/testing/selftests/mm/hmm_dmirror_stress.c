@@ -65,7 +65,8 @@ static void close_pair(struct dm_dev d[2])
 
 static int release_device(const struct dm_dev *d)
 {
-	struct hmm_dmirror_cmd cmd = { };
+	/* Some drivers want to see a range, though none is asked for. */
+	struct hmm_dmirror_cmd cmd = { .npages = 1 };
 
 	return dm_ioctl(d, HMM_DMIRROR_RELEASE, &cmd);
 }
@@ -1055,7 +1056,7 @@ static void foreign(double until)
 /* ==== a device that is full ==== */
 
 #define FULL_THREADS	4
-#define FULL_MB		32L
+#define FULL_MB		16L
 #define BASE_FULL_MB	256L
 #define PUSH_PAGES	DM_PER_HUGE
 
@@ -1408,8 +1409,8 @@ static void second_mover(double until)
 
 	open_unit(&s.dev[0], DM_PRIVATE0);
 	do {
-		/* Enough of them to be seen in what is free. */
-		for (round = 0; round < 20 && !st_failed(); round++) {
+		/* Enough of them to be seen in what is free, if there is time. */
+		for (round = 0; round < 20 && (round < 4 || !st_over(until)); round++) {
 			make_memory(&s.m, THP, &rng);
 			st_all(&team, 2, &rng, push_it, &s);
 			dm_free(&s.m);
@@ -1676,7 +1677,7 @@ static bool driver_is_ours(void)
 int main(int argc, char **argv)
 {
 	int i, c, n = 0;
-	double seconds = 5;
+	double seconds = 2;
 
 	while ((c = getopt(argc, argv, "s:t:l")) != -1)
 		switch (c) {

@@ -360,7 +360,7 @@ static inline bool st_have(int unit)
 /* Devices grow as they are needed: that is not lost. */
 static inline void st_empty_devices(void)
 {
-	struct hmm_dmirror_cmd cmd = { };
+	struct hmm_dmirror_cmd cmd = { .npages = 1 };
 	struct dm_dev d;
 	int unit;
 
