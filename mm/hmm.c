@@ -120,6 +120,7 @@
  * @end: end of that run
  * @need: need of the page at @addr
  * @latest: entry of the last page that was converted without a stencil
+ * @stencil: the last one that was made
  * @migrate: what can move is collected once all needs are met, or NULL
  * @last: where such a walk has stopped last
  * @tries: how often it has stopped there
@@ -141,6 +142,7 @@ struct hmm_walk {
 	unsigned long end;
 	enum hmm_need need;
 	unsigned long latest;
+	struct hmm_stencil stencil;
 	struct migrate_vma *migrate;
 	unsigned long last;
 	unsigned int tries;
@@ -522,6 +524,28 @@ static struct hmm_stencil hmm_adopt(pte_t pte, unsigned long entry)
 }
 
 /*
+ * Is a stencil that was made in another page table good for this PTE, and those
+ * like it? A device that its pages were of may be gone since.
+ */
+static bool hmm_is_still_good(const struct hmm_stencil *stencil, pte_t pte)
+{
+	u64 first = stencil->entry & ~HMM_PFN_FLAGS;
+	const struct dev_pagemap *pgmap;
+	int i;
+
+	if (!hmm_stencil_fits(stencil, pte))
+		return false;
+	if (pte_present(pte))
+		return true;
+	pgmap = hmm_private_pgmap(pte_to_swp_entry(pte));
+	for (i = 0; i < pgmap->nr_range; i++)
+		if (first >= PHYS_PFN(pgmap->ranges[i].start) &&
+		    first + stencil->span <= PHYS_PFN(pgmap->ranges[i].end))
+			return true;
+	return false;
+}
+
+/*
  * The smallest folio that is told from single pages, and where it begins: at a
  * multiple of its size in the address space, too, or no device would gain by it.
  * Two pages are not worth a look.
@@ -832,7 +856,7 @@ VISIBLE_IF_KUNIT unsigned long hmm_copy_alike(const struct hmm_stencil *s,
  * @slot: its word
  * @addr: its address
  * @end: where the pages that are asked for end
- * @stencil: what PTEs may look like
+ * @stencil: what PTEs may look like, if that is known
  * @adopt_from: address from which on it may be replaced
  * @head: word of the first page of a folio that was converted without it, or NULL
  * @order: order of that folio
@@ -843,7 +867,7 @@ struct hmm_table {
 	unsigned long *slot;
 	unsigned long addr;
 	unsigned long end;
-	struct hmm_stencil stencil;
+	const struct hmm_stencil *stencil;
 	unsigned long adopt_from;
 	unsigned long *head;
 	unsigned int order;
@@ -910,12 +934,15 @@ static bool hmm_looks_alike(unsigned long entry, unsigned long latest)
 static bool hmm_try_adopt(struct hmm_table *t, pte_t pte, unsigned long entry,
 			  unsigned int order)
 {
-	const struct hmm_walk *hw = t->walk->private;
+	struct hmm_walk *hw = t->walk->private;
 
-	if (t->addr < t->adopt_from || hmm_stencil_fits(&t->stencil, pte) ||
+	if (t->addr < t->adopt_from ||
+	    (t->stencil && hmm_stencil_fits(t->stencil, pte)) ||
 	    !(order || hmm_looks_alike(entry, hw->latest)))
 		return false;
-	t->stencil = hmm_adopt(pte, entry);
+	if (!hmm_is_still_good(&hw->stencil, pte))
+		hw->stencil = hmm_adopt(pte, entry);
+	t->stencil = &hw->stencil;
 	t->adopt_from = t->addr + HMM_ADOPT_EVERY * PAGE_SIZE;
 	return true;
 }
@@ -966,8 +993,8 @@ static int hmm_walk_page(struct hmm_table *t)
 /* Settle pages for as long as the stencil is good for them, and one more. */
 static int hmm_walk_pages(struct hmm_table *t)
 {
-	if (t->stencil.care)
-		hmm_move_on(t, hmm_copy_alike(&t->stencil, t->ptep, t->slot,
+	if (t->stencil)
+		hmm_move_on(t, hmm_copy_alike(t->stencil, t->ptep, t->slot,
 					      t->addr, hmm_nr_left(t)));
 	return t->addr < t->end ? hmm_walk_page(t) : 0;
 }
@@ -982,7 +1009,6 @@ static int hmm_walk_table(struct mm_walk *walk, pmd_t *pmdp, unsigned long addr,
 		.slot = hmm_slot(hw->range, addr),
 		.addr = addr,
 		.end = end,
-		.stencil = HMM_STENCIL_NONE,
 	};
 	pte_t *table;
 	int ret = 0;
@@ -1356,6 +1382,7 @@ static struct hmm_walk hmm_walk_of(struct hmm_range *range,
 		.fault_flags = FAULT_FLAG_REMOTE | fault_flags,
 		.tried = HMM_NOWHERE,
 		.addr = range->start,
+		.stencil = HMM_STENCIL_NONE,
 	};
 }
 
