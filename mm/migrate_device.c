@@ -394,9 +394,9 @@ static bool is_device_folio(const struct folio *folio)
  * @src: the folio
  * @dst: the other; their sizes are not looked at
  *
- * Only anonymous memory goes to a device, and without ties to swap. KSM compares
- * the content of its pages through the kernel's mapping, which private memory
- * has none of.
+ * Only anonymous memory goes to a device, and without ties to swap. KSM knows its
+ * pages by pfn, and looks at them long after the last user is gone: the memory of
+ * a device, with its struct pages, may be gone as well by then.
  *
  * Context: Process context, both are locked.
  * Return: Whether it can.
@@ -409,7 +409,7 @@ bool migrate_may_become(struct folio *src, struct folio *dst)
 		return !folio_is_zone_device(dst) && !folio_test_private(src);
 	if (!is_device_folio(dst))
 		return !folio_is_zone_device(dst);
-	if (folio_test_ksm(src) && folio_is_device_private(dst))
+	if (folio_test_ksm(src))
 		return false;
 	return !folio_test_swapcache(src) || folio_free_swap(src);
 }

@@ -269,6 +269,9 @@ static enum migrate_stay check_page(struct page *page, struct folio *folio)
 		return MIGRATE_STAY_POISONED;
 	if (folio_test_large(folio) && !folio_test_anon(folio))
 		return MIGRATE_STAY_UNSUPPORTED;
+	/* The driver would only copy it in vain: see migrate_may_become(). */
+	if (folio_test_ksm(folio))
+		return MIGRATE_STAY_UNSUPPORTED;
 	return MIGRATE_STAY_UNSELECTED;
 }
 

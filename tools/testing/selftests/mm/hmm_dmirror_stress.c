@@ -1420,6 +1420,59 @@ static void second_mover(double until)
 	dm_close(&s.dev[0]);
 }
 
+/* ==== pages that KSM has merged ==== */
+
+#define KSM_RUN		"/sys/kernel/mm/ksm/run"
+#define ALIKE		32L
+
+static bool is_merged(const struct dm_mem *m)
+{
+	uint64_t entry[2] = { };
+
+	dm_pagemap(m->cpu, 2, entry);
+	return entry[0] & DM_PM_PRESENT &&
+	       (entry[0] & DM_PM_PFN) == (entry[1] & DM_PM_PFN);
+}
+
+static void make_alike(struct dm_mem *m)
+{
+	double began = dm_now();
+	long i;
+
+	need(dm_small(m, ALIKE), "small pages");
+	for (i = 0; i < ALIKE; i++) {
+		m->tag[i] = m->tag[0];
+		dm_paint(dm_addr(m, i), m->tag[i]);
+	}
+	madvise(m->cpu, ALIKE * DM_PAGE, MADV_MERGEABLE);
+	dm_put_file(KSM_RUN, "1");
+	while (!is_merged(m) && dm_now() - began < 10)
+		usleep(20000);
+	if (!is_merged(m))
+		st_busy();
+}
+
+/* The kernel looks at them again when they, and the memory, are gone. */
+static void merged(double until)
+{
+	struct st_rng rng = st_rng(st_seed, 1400);
+	struct dm_dev d[2];
+	struct dm_mem m;
+
+	do {
+		open_pair(d, &rng);
+		make_alike(&m);
+		st_do("to the device", dm_push(&d[0], &m, 0, ALIKE));
+		check_memory(d, &m);
+		st_do("to the device", dm_push(&d[0], &m, 0, ALIKE));
+		dm_free(&m);
+		st_do("RELEASE", release_device(&d[0]));
+		close_pair(d);
+		st_do("unmerge", dm_put_file(KSM_RUN, "2"));
+		st_round();
+	} while (!st_over(until));
+}
+
 /* ==== memory that is broken ==== */
 
 #define POISON		"/sys/kernel/debug/hwpoison/corrupt-pfn"
@@ -1541,6 +1594,8 @@ static const struct st_scenario scenarios[] = {
 	  mthp_moves, 1, 120 },
 	{ "second_mover", "two threads move one huge page",
 	  second_mover, 1, 120 },
+	{ "merged", "pages that KSM has merged, on a device that goes",
+	  merged, 2, 120, .file = KSM_RUN },
 	{ "poisoned", "memory failure in device pages, and in exclusive ones",
 	  poisoned, 4, 120, .file = POISON },
 };
