@@ -356,8 +356,8 @@ void migrate_vma_unmap(struct migrate_vma *args)
  * migrate_vma_finalize() has to follow.
  *
  * Context: Process context, caller holds mmap_lock, to migrate_vma_finalize();
- * with ->fault_page, what the CPU fault holds. May sleep. Calls the interval notifiers of the range, with
- * %MMU_NOTIFY_MIGRATE and ->pgmap_owner.
+ * with ->fault_page, what the CPU fault holds. May sleep. Calls the interval
+ * notifiers of the range, with %MMU_NOTIFY_MIGRATE and ->pgmap_owner.
  * Return: 0, even if no page can migrate, or -EINVAL, with nothing done: an
  * argument is missing; the range is empty, not page-aligned or not inside the
  * VMA; the VMA is of hugetlb, DAX, secret or special pages; nothing is selected;

@@ -316,7 +316,7 @@ static unsigned long select_page(struct collect *c, pte_t *ptep,
  * that has to be split first. Return the address behind the last one written.
  */
 static noinline unsigned long select_ptes(struct collect *c, pte_t *ptep,
-				 unsigned long addr, unsigned long end)
+					  unsigned long addr, unsigned long end)
 {
 	struct migrate_vma *migrate = c->migrate;
 	unsigned long i = migrate_index(migrate, addr);
@@ -345,7 +345,7 @@ static noinline unsigned long select_ptes(struct collect *c, pte_t *ptep,
  * goes to dst, which is scratch until the driver has it.
  */
 static noinline bool clear_ptes(struct migrate_vma *migrate, pte_t *ptep,
-		       unsigned long addr, unsigned long end)
+				unsigned long addr, unsigned long end)
 {
 	unsigned long *src = &migrate->src[migrate_index(migrate, addr)];
 	unsigned long *old = &migrate->dst[migrate_index(migrate, addr)];
@@ -460,8 +460,8 @@ static void put_back_run(struct migrate_vma *migrate, pte_t *ptep,
 }
 
 static noinline bool replace_large(struct migrate_vma *migrate, pte_t *ptep,
-			  unsigned long addr, struct folio *folio,
-			  unsigned long nr, unsigned long *old)
+				   unsigned long addr, struct folio *folio,
+				   unsigned long nr, unsigned long *old)
 {
 	DECLARE_BITMAP(exclusive, MAX_PTRS_PER_PTE);
 
@@ -486,7 +486,7 @@ static void drop_pinned(struct migrate_vma *migrate, unsigned long addr,
 }
 
 static noinline void replace_ptes(struct migrate_vma *migrate, pte_t *ptep,
-			 unsigned long addr, unsigned long end)
+				  unsigned long addr, unsigned long end)
 {
 	unsigned long i = migrate_index(migrate, addr);
 	struct anon_mapped mapped = { };
@@ -887,7 +887,7 @@ static void collect_range(struct collect *c, pmd_t *pmdp, unsigned long addr,
 		if (!pmd_present(pmd)) {
 			/* A migration entry: somebody else moves the whole. */
 			set_entries(c->migrate, addr, end,
-				     migrate_pfn_stay(MIGRATE_STAY_LOCKED));
+				    migrate_pfn_stay(MIGRATE_STAY_LOCKED));
 			return;
 		}
 		if (collect_device_table(c, pmdp, addr, end))

@@ -85,9 +85,11 @@ static bool find_function(const char *function, unsigned long *start, unsigned l
 	}
 	if (f)
 		rewind(f);
-	while (f && *start && fgets(line, sizeof(line), f))
-		if (sscanf(line, "%lx", &addr) == 1 && addr > *start && addr < *end)
+	while (f && *start && fgets(line, sizeof(line), f)) {
+		addr = strtoul(line, NULL, 16);
+		if (addr > *start && addr < *end)
 			*end = addr;
+	}
 	if (f)
 		fclose(f);
 	return *start;
