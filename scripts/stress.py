@@ -35,6 +35,8 @@ class Kernel:
         self.stock = self.name == "stock"
         self.races = self.name == "kcsan"
         self.fails = self.name == "debug"
+        # Checks, 64 threads and an emulator: seconds for one call
+        self.wait = 120 if self.races or self.fails else 30
         # The others are built with one model.
         self.models = MODELS if self.races or self.fails else ("",)
 
@@ -128,7 +130,7 @@ def plan_for(kernel, args, scenarios, model=""):
         name += f"-{scenarios[0]}"
     steps = [("load", "plain", "dmirror load && dmirror thp madvise")]
     for s in scenarios:
-        steps.append((s, "tap", f"{PROGRAM} -s {args.seed} -t {share:.1f} {s}"))
+        steps.append((s, "tap", f"{PROGRAM} -s {args.seed} -t {share:.1f} -w {kernel.wait} {s}"))
     if kernel.fails and not args.scenario:
         each = args.time / len(listed(kernel, FAILNTH))
         steps.append(("failnth", "tap", f"{FAILNTH} -s {args.seed} -t {each:.1f}"))

@@ -3,12 +3,12 @@
  * Many threads, processes and devices at the same memory, for a time, in the
  * order of a seed:
  *
- *	hmm_dmirror_stress [-s SEED] [-t SECONDS] [-l] [SCENARIO...]
+ *	hmm_dmirror_stress [-s SEED] [-t SECONDS] [-w SECONDS] [-l] [SCENARIO...]
  *
  * The time is for all scenarios together; each has one round at least. -l lists
  * them. A scenario fails if any byte is not what it has to be, if mirror and
- * page table disagree once all is quiet, if anything takes longer than
- * ST_MAX_WAIT seconds, and if device pages or RAM are missing afterwards.
+ * page table disagree once all is quiet, if anything takes longer than -w
+ * seconds (30), and if device pages or RAM are missing afterwards.
  *
  * Expected content stands although all happens at once: either nobody writes
  * meanwhile, or each page belongs to one thread, which alone writes to it and
@@ -1734,13 +1734,16 @@ int main(int argc, char **argv)
 	int i, c, n = 0;
 	double seconds = 2;
 
-	while ((c = getopt(argc, argv, "s:t:l")) != -1)
+	while ((c = getopt(argc, argv, "s:t:w:l")) != -1)
 		switch (c) {
 		case 's':
 			st_seed = strtoull(optarg, NULL, 0);
 			break;
 		case 't':
 			seconds = strtod(optarg, NULL);
+			break;
+		case 'w':
+			st_max_wait = atoi(optarg);
 			break;
 		case 'l':
 			return list();

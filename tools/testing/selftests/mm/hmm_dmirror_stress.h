@@ -21,12 +21,6 @@
 
 #define ST_MAX_THREADS	64
 
-/* Seconds: one thing that a thread does takes no longer, whatever others do. */
-#define ST_MAX_WAIT	30
-
-/* Seconds without anything done by anybody, after which all is stuck. */
-#define ST_STUCK	60
-
 /* Seconds that killed processes may need to go. */
 #define ST_DYING	30
 
@@ -52,6 +46,12 @@ struct st_scenario {
 
 static struct st_shared *st;
 static uint64_t st_seed = 1;
+
+/*
+ * Seconds: one thing that a thread does takes no longer, whatever others do. If
+ * nobody has done anything for twice as long, all is stuck.
+ */
+static int st_max_wait = 30;
 
 /* ---- chance ---- */
 
@@ -143,7 +143,7 @@ static inline void st_did(const char *what, double began)
 			snprintf(st->slowest, sizeof(st->slowest), "%s", what);
 			break;
 		}
-	if (took > ST_MAX_WAIT * 1000000ULL)
+	if (took > st_max_wait * 1000000ULL)
 		st_fail("%s took %.1f s", what, took / 1e6);
 }
 
@@ -300,8 +300,8 @@ static inline bool st_watch(pid_t pid, double limit)
 		if (seen != ops)
 			moved = now;
 		ops = seen;
-		if (now - moved > ST_STUCK)
-			st_fail("nothing was done for %d s", ST_STUCK);
+		if (now - moved > 2 * st_max_wait)
+			st_fail("nothing was done for %d s", 2 * st_max_wait);
 		else if (now > until)
 			st_fail("not over after %.0f s", limit);
 		else
