@@ -594,13 +594,17 @@ static void run_call(const struct call *call, const char *params, double seconds
 		.dev = { { .fd = -1 }, { .fd = -1 } },
 		.module = -1,
 	};
-	long before = dm_free_kb(), lost, kb;
+	long before, lost, kb;
 	struct dm_counts start;
 	struct tally t = { };
 	bool right;
 
 	snprintf(s.params, sizeof(s.params), "%s", params);
+	/* A device that was loaded anew has all its struct pages again. */
+	if (call->reload && !dm_unload_module())
+		dm_load_module(params);
 	dm_counts(call->unit, &start);
+	before = dm_free_kb();
 	right = fail_only_in(call->within) && fail_each(&s, seconds, &t);
 	fail_only_in(NULL);
 	if (s.module >= 0)
