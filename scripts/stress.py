@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Boot kernels that check a lot, and let many things happen at once in them.
 
-Each kernel runs with both models of preemption, all scenarios of
+Each kernel runs with the models of preemption that it has, all scenarios of
 hmm_dmirror_stress one after the other; the base's kernel runs each in a machine
 of its own, as few are good for anything afterwards. Prints a table, for each
 failure the command that repeats it, and last "N passed, N failed, N skipped".
@@ -37,8 +37,11 @@ class Kernel:
         self.fails = self.name == "debug"
         # Checks, 64 threads and an emulator: seconds for one call
         self.wait = 120 if self.races or self.fails else 30
-        # The others are built with one model.
-        self.models = MODELS if self.races or self.fails else ("",)
+        self.models = MODELS if self.has("CONFIG_PREEMPT_DYNAMIC") else ("",)
+
+    def has(self, option):
+        with open(os.path.join(self.out, ".config"), encoding="utf-8") as f:
+            return f"{option}=y\n" in f
 
     def objects(self):
         """Our object files, for the names of our functions."""
