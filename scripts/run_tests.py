@@ -23,6 +23,9 @@ THP_MODES = ("always", "madvise", "never")
 NOT_TESTS = {"hmm_demo", "hmm_dma", "hmm_dmirror_failnth"}
 
 # These make the folios that they need, or need none; the mode changes little.
+# With all checks, in an emulator, on a busy host, the usual limits are too short.
+PATIENCE = ["watchdog_thresh=60", "workqueue.watchdog_thresh=120"]
+
 MODES_OF = {
     "hmm_dmirror_mirror": ("madvise",),
     "hmm_dmirror_large": ("always",),
@@ -230,8 +233,7 @@ def main():
 
     slow = 6 if args.kernel == "debug" else 1
     args.limit, args.silence = 900 * slow, 180 * slow
-    # The emulator on a busy host is too slow for the usual soft lockup limit.
-    args.more = ["watchdog_thresh=30"] if args.kernel == "debug" else []
+    args.more = PATIENCE if args.kernel == "debug" else []
 
     plans = make_plans(args)
     hosted = HOST_STEPS if "host" in (args.groups or GROUPS) else ()

@@ -154,8 +154,7 @@ def plans_for(kernel, args):
 
 def run_kernel(kernel, args):
     args.image, args.initrd, args.out = kernel.image, kernel.initrd, kernel.out
-    # The emulator on a busy host is too slow for the usual soft lockup limit.
-    args.more = ["watchdog_thresh=30"] if kernel.races or kernel.fails else []
+    args.more = run_tests.PATIENCE if kernel.races or kernel.fails else []
     args.limit = args.time * (2 if kernel.fails else 1) + EXTRA
     args.silence = SILENCE
     if kernel.stock:
