@@ -22,10 +22,10 @@ THP_MODES = ("always", "madvise", "never")
 # hmm_dma has a machine of its own, hmm_dmirror_failnth a kernel.
 NOT_TESTS = {"hmm_demo", "hmm_dma", "hmm_dmirror_failnth"}
 
-# These make the folios that they need, or need none; the mode changes little.
 # With all checks, in an emulator, on a busy host, the usual limits are too short.
 PATIENCE = ["watchdog_thresh=60", "workqueue.watchdog_thresh=120"]
 
+# These make the folios that they need, or need none; the mode changes little.
 MODES_OF = {
     "hmm_dmirror_mirror": ("madvise",),
     "hmm_dmirror_large": ("always",),
