@@ -2,8 +2,8 @@
 /*
  * Device migration, first phase: from page tables to migration entries.
  *
- * One walk over the range. Each page table is taken once and goes through four
- * steps under its lock:
+ * Each page table of the range is taken once and goes through four steps under its
+ * lock:
  *
  *   select	decide about each PTE, try the folio lock, write the src entry
  *   clear	take the PTEs of the selected pages out of the table
@@ -34,7 +34,6 @@
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/pagemap.h>
-#include <linux/pagewalk.h>
 #include <linux/pgalloc.h>
 #include <linux/rmap.h>
 #include <linux/swap.h>
@@ -899,28 +898,6 @@ static void collect_range(struct collect *c, pmd_t *pmdp, unsigned long addr,
 	}
 }
 
-static int collect_pmd(pmd_t *pmdp, unsigned long addr, unsigned long end,
-		       struct mm_walk *walk)
-{
-	collect_range(walk->private, pmdp, addr, end);
-	return 0;
-}
-
-static int collect_hole(unsigned long addr, unsigned long end, int depth,
-			struct mm_walk *walk)
-{
-	struct collect *c = walk->private;
-
-	fill_hole(c->migrate, addr, end);
-	return 0;
-}
-
-static const struct mm_walk_ops collect_ops = {
-	.pmd_entry = collect_pmd,
-	.pte_hole = collect_hole,
-	.walk_lock = PGWALK_RDLOCK,
-};
-
 /* The owner tells a driver that its own device pages stay valid. */
 static void collect_begin(struct migrate_vma *migrate,
 			  struct mmu_notifier_range *range)
@@ -968,15 +945,19 @@ void migrate_vma_collect(struct migrate_vma *migrate)
 {
 	struct collect c = { .migrate = migrate };
 	struct mmu_notifier_range range;
+	unsigned long addr, next;
 
-	/* As a CPU fault has it: not worth a walk. */
-	if (pmd_addr_end(migrate->start, migrate->end) == migrate->end) {
-		migrate_vma_collect_pmd(migrate, mm_find_pmd(migrate->vma->vm_mm,
-							     migrate->start));
-		return;
-	}
 	collect_begin(migrate, &range);
-	walk_page_range_vma(migrate->vma, migrate->start, migrate->end,
-			    &collect_ops, &c);
+	/* No page walk: that one wants mmap_lock, which a CPU fault may not have. */
+	for (addr = migrate->start; addr < migrate->end; addr = next) {
+		pmd_t *pmdp = mm_find_pmd(migrate->vma->vm_mm, addr);
+
+		next = pmd_addr_end(addr, migrate->end);
+		if (pmdp)
+			collect_range(&c, pmdp, addr, next);
+		else
+			fill_hole(migrate, addr, next);
+		cond_resched();
+	}
 	mmu_notifier_invalidate_range_end(&range);
 }
