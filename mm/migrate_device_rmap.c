@@ -399,7 +399,7 @@ static bool run_takes_target(const struct rmap_run *run, unsigned long src,
 	return folio->mapping == run->mapping && pgoff == run->pgoff + run->nr;
 }
 
-/* What exploded or is of KSM or a file. */
+/* What is of KSM or of a file. */
 static void map_one(unsigned long src, unsigned long dst)
 {
 	struct page *target = migrate_target(src, dst);
