@@ -2,7 +2,6 @@
 """Pictures, by gnuplot, and the page that shows everything."""
 import html
 import os
-import re
 import subprocess
 
 import results
@@ -114,7 +113,7 @@ table { border-collapse: collapse; margin: .5em 0 1.5em; font-size: 13px; }
 th, td { padding: .2em .7em; border-bottom: 1px solid #ddd; text-align: left; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 tr.slower td { background: #fbe3dd; } tr.misses td { background: #fff6d6; }
-svg { max-width: 100%; height: auto; } pre { background: #f5f5f5; padding: .7em; }
+img { max-width: 100%; height: auto; } pre { background: #f5f5f5; padding: .7em; }
 """
 
 
@@ -132,23 +131,13 @@ def html_table(lines):
     return "<table>" + "\n".join(out) + "</table>"
 
 
-def inline_svg(path, number):
-    """The picture for use inside a page: its ids must not meet those of others."""
-    with open(path, encoding="utf-8") as f:
-        text = f.read()
-    text = text[text.index("<svg"):]
-    for name in sorted(set(re.findall(r'\bid="([^"]+)"', text)), key=len, reverse=True):
-        text = re.sub(rf'(id="|#){re.escape(name)}\b', rf'\g<1>p{number}_{name}', text)
-    return text
-
-
 def page(lines, pictures, folder, about):
     parts = [f"<!DOCTYPE html><meta charset=utf-8><title>Benchmark</title>"
              f"<style>{STYLE}</style><h1>Device memory: ours against the base</h1>"
              f"<pre>{html.escape(about)}</pre>"
              "<p>A row on red is slower than the base, one on yellow misses its target.</p>"]
-    for number, (name, _) in enumerate(pictures):
-        parts.append(inline_svg(os.path.join(folder, name + ".svg"), number))
+    for name, _ in pictures:
+        parts.append(f'<p><img src="{name}.svg" alt="{name}">')
     for title, some in results.sections(lines):
         parts.append(f"<h2>{html.escape(title)}</h2>{html_table(some)}")
     with open(os.path.join(folder, "index.html"), "w", encoding="utf-8") as f:
