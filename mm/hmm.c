@@ -1098,7 +1098,7 @@ static int hmm_walk_pmd(pmd_t *pmdp, unsigned long addr, unsigned long end,
 	int ret = hmm_read_pmd(pmdp, addr, end, walk);
 
 	if (unlikely(hw->migrate) && !ret && walk->action != ACTION_AGAIN)
-		migrate_vma_collect_pmd(hw->migrate, pmdp);
+		migrate_vma_collect(hw->migrate);
 	return ret;
 }
 
@@ -1143,7 +1143,7 @@ static int hmm_walk_hole(unsigned long addr, unsigned long end,
 	else
 		ret = hmm_emit(walk, addr, end, walk->vma ? 0 : HMM_PFN_ERROR);
 	if (unlikely(hw->migrate) && !ret)
-		migrate_vma_collect_pmd(hw->migrate, NULL);
+		migrate_vma_collect(hw->migrate);
 	return ret;
 }
 

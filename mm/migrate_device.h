@@ -83,7 +83,6 @@ static inline void migrate_assert_locked(const struct migrate_vma *migrate)
 
 /* migrate_device_collect.c */
 void migrate_vma_collect(struct migrate_vma *migrate);
-void migrate_vma_collect_pmd(struct migrate_vma *migrate, pmd_t *pmdp);
 
 /* hmm.c, whose walk has pages faulted in before they are collected */
 #ifdef CONFIG_HMM_MIRROR
@@ -141,8 +140,7 @@ static inline unsigned long migrate_nr(unsigned long src, unsigned long dst)
 struct migrate_vma;
 
 /* The mirror, where there is nothing to migrate to. */
-static inline void migrate_vma_collect_pmd(struct migrate_vma *migrate,
-					   pmd_t *pmdp)
+static inline void migrate_vma_collect(struct migrate_vma *migrate)
 {
 }
 

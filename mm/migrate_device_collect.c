@@ -912,26 +912,6 @@ static void collect_begin(struct migrate_vma *migrate,
 }
 
 /**
- * migrate_vma_collect_pmd() - migrate_vma_collect() of what one PMD maps
- * @migrate: the same, but that its range is within that
- * @pmdp: that PMD, or NULL if there is none
- *
- * Context: Process context, caller holds mmap_lock. May sleep.
- */
-void migrate_vma_collect_pmd(struct migrate_vma *migrate, pmd_t *pmdp)
-{
-	struct collect c = { .migrate = migrate };
-	struct mmu_notifier_range range;
-
-	collect_begin(migrate, &range);
-	if (pmdp)
-		collect_range(&c, pmdp, migrate->start, migrate->end);
-	else
-		fill_hole(migrate, migrate->start, migrate->end);
-	mmu_notifier_invalidate_range_end(&range);
-}
-
-/**
  * migrate_vma_collect() - lock and unmap what is selected in a range
  * @migrate: checked arguments; src, dst, cpages and npages are filled in
  *
@@ -939,7 +919,8 @@ void migrate_vma_collect_pmd(struct migrate_vma *migrate, pmd_t *pmdp)
  * it had, and is mapped here by a migration entry. It may still be mapped
  * elsewhere and be on the LRU.
  *
- * Context: Process context, caller holds mmap_lock. May sleep.
+ * Context: Process context, caller holds mmap_lock, or what the CPU fault holds.
+ * May sleep.
  */
 void migrate_vma_collect(struct migrate_vma *migrate)
 {

@@ -276,6 +276,17 @@ static void unmap_vma(const struct rmap_run *run, struct vm_area_struct *vma)
 	mmu_notifier_invalidate_range_end(&range);
 }
 
+static void unmap_vmas_of(const struct rmap_run *run, struct anon_vma *anon_vma)
+{
+	struct anon_vma_chain *avc;
+
+	anon_vma_lock_read(anon_vma);
+	anon_vma_interval_tree_foreach(avc, &anon_vma->rb_root, run->pgoff,
+				       run->pgoff + run->nr - 1)
+		unmap_vma(run, avc->vma);
+	anon_vma_unlock_read(anon_vma);
+}
+
 /* Is this one of the run, or the first one if there is no run yet? */
 static bool run_takes_mapped(const struct rmap_run *run, unsigned long src)
 {
@@ -317,7 +328,6 @@ unsigned long migrate_unmap_run(unsigned long *src, unsigned long npages,
 				bool keep)
 {
 	struct rmap_run run = { .src = src };
-	struct anon_vma_chain *avc;
 	struct anon_vma *anon_vma;
 	unsigned long i, n;
 
@@ -340,15 +350,8 @@ unsigned long migrate_unmap_run(unsigned long *src, unsigned long npages,
 	}
 
 	/* The last who had it mapped may have gone just now. */
-	if (!run.nr)
-		goto out;
-
-	anon_vma_lock_read(anon_vma);
-	anon_vma_interval_tree_foreach(avc, &anon_vma->rb_root, run.pgoff,
-				       run.pgoff + run.nr - 1)
-		unmap_vma(&run, avc->vma);
-	anon_vma_unlock_read(anon_vma);
-out:
+	if (run.nr)
+		unmap_vmas_of(&run, anon_vma);
 	put_anon_vma(anon_vma);
 	return run.nr;
 }

@@ -344,6 +344,14 @@ def print_summary(steps, out):
                 print(f"SKIPPED {s.name}: {c.name}  {c.reason}", file=out)
 
 
+def finish(steps, logs):
+    """The last lines of a run; its exit status."""
+    print(f"logs: {logs}")
+    print(closing_line(steps), flush=True)
+    passed, failed, skipped = totals(steps)
+    return 0 if passed and not failed and not skipped else 1
+
+
 def closing_line(steps):
     passed, failed, skipped = totals(steps)
     return f"{passed} passed, {failed} failed, {skipped} skipped"

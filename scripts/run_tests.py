@@ -244,10 +244,7 @@ def main():
     sys.stdout.flush()
     report.print_ktap(steps, sys.stdout)
     report.print_summary(steps, sys.stdout)
-    print(f"logs: {args.logs}")
-    print(report.closing_line(steps), flush=True)
-    passed, failed, skipped = report.totals(steps)
-    return 0 if passed and not failed and not skipped else 1
+    return report.finish(steps, args.logs)
 
 
 if __name__ == "__main__":

@@ -260,10 +260,7 @@ def main():
     else:
         print_table(ours, args, sys.stdout)
     print_repeat(ours, args, sys.stdout)
-    print(f"logs: {args.logs}")
-    print(report.closing_line(steps), flush=True)
-    passed, failed, skipped = report.totals(steps)
-    return 0 if passed and not failed and not skipped else 1
+    return report.finish(steps, args.logs)
 
 
 if __name__ == "__main__":

@@ -631,16 +631,6 @@ static void run_call(const struct call *call, const char *params, double seconds
 	fflush(stdout);
 }
 
-static bool is_wanted(const char *name, char **names, int n)
-{
-	int i;
-
-	for (i = 0; i < n; i++)
-		if (!strcmp(names[i], name))
-			return true;
-	return !n;
-}
-
 static int list(void)
 {
 	int i;

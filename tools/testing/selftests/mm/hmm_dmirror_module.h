@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* Loading and unloading the dmirror driver, as it was loaded before. */
+/*
+ * For programs without the harness: which of their parts are wanted, and the dmirror
+ * driver loaded and unloaded, as it was loaded before.
+ */
 #ifndef _MM_HMM_DMIRROR_MODULE_H
 #define _MM_HMM_DMIRROR_MODULE_H
 
@@ -66,6 +69,17 @@ static inline int dm_load_module(const char *params)
 static inline int dm_unload_module(void)
 {
 	return syscall(__NR_delete_module, "test_hmm", O_NONBLOCK) ? -errno : 0;
+}
+
+/* Is it one of those that were asked for, if any were? */
+static inline bool is_wanted(const char *name, char **names, int n)
+{
+	int i;
+
+	for (i = 0; i < n; i++)
+		if (!strcmp(names[i], name))
+			return true;
+	return !n;
 }
 
 #endif /* _MM_HMM_DMIRROR_MODULE_H */

@@ -730,13 +730,19 @@ static int any_to_ram(struct piece *p)
 	return 0;
 }
 
-static int any_faults_to_device(struct piece *p)
+/* One that copies the piece to somebody, whatever comes of it. */
+static int any_op(struct piece *p, unsigned long code)
 {
 	void *copy = malloc(piece_len(p));
 
-	dm_op(some_device(p), HMM_DMIRROR_FAULT_TO_DEV, piece_addr(p), p->n, copy);
+	dm_op(some_device(p), code, piece_addr(p), p->n, copy);
 	free(copy);
 	return 0;
+}
+
+static int any_faults_to_device(struct piece *p)
+{
+	return any_op(p, HMM_DMIRROR_FAULT_TO_DEV);
 }
 
 static int any_snapshot(struct piece *p)
@@ -749,11 +755,7 @@ static int any_snapshot(struct piece *p)
 
 static int any_exclusive(struct piece *p)
 {
-	void *copy = malloc(piece_len(p));
-
-	dm_op(some_device(p), HMM_DMIRROR_EXCLUSIVE, piece_addr(p), p->n, copy);
-	free(copy);
-	return 0;
+	return any_op(p, HMM_DMIRROR_EXCLUSIVE);
 }
 
 static int any_disturbed(struct piece *p)
@@ -1696,16 +1698,6 @@ static void keep_kernel_busy(bool on)
 	dm_put_file("/sys/kernel/mm/ksm/sleep_millisecs", "20");
 	/* 2 undoes what was merged. */
 	dm_put_file("/sys/kernel/mm/ksm/run", on ? "1" : "2");
-}
-
-static bool is_wanted(const char *name, char **names, int n)
-{
-	int i;
-
-	for (i = 0; i < n; i++)
-		if (!strcmp(names[i], name))
-			return true;
-	return !n;
 }
 
 static int list(void)
