@@ -4,7 +4,8 @@
  *
  * The device "edu" copies memory to a buffer of its own, and back. Its addresses
  * have 28 bits: most memory of a machine it reaches through an IOMMU only, so that
- * what arrives has passed an address that was made for it.
+ * what arrives has passed an address that was made for it. QEMU can give it more
+ * (addr_bits): then it reaches the memory of its neighbours on the bus.
  *
  * An open file mirrors one range of one process. HMM_EDU_MAP faults pages in and
  * maps them for DMA; whatever happens to them in the process unmaps them.
@@ -52,7 +53,11 @@
 #define EDU_CMD_FROM_DEVICE	BIT_ULL(1)
 
 #define EDU_BUFFER		0x40000
-#define EDU_ADDR_BITS		28
+
+/* As many as "-device edu,dma_mask=" of QEMU says. */
+static unsigned int addr_bits = 28;
+module_param(addr_bits, uint, 0444);
+MODULE_PARM_DESC(addr_bits, "bits of the addresses that the device uses (default 28)");
 
 /* The device takes no transfer that touches the last byte of its buffer. */
 #define EDU_CHUNK		(PAGE_SIZE / 2)
@@ -351,6 +356,8 @@ static int edu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	struct edu *edu;
 	int err;
 
+	if (!addr_bits || addr_bits > 64)
+		return -EINVAL;
 	edu = devm_kzalloc(&pdev->dev, sizeof(*edu), GFP_KERNEL);
 	if (!edu)
 		return -ENOMEM;
@@ -361,7 +368,7 @@ static int edu_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	if (err)
 		return err;
 	err = dma_set_mask_and_coherent(&pdev->dev,
-					DMA_BIT_MASK(EDU_ADDR_BITS));
+					DMA_BIT_MASK(addr_bits));
 	if (err)
 		return err;
 

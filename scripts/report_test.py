@@ -268,7 +268,7 @@ class FakeQemu(unittest.TestCase):
             os.environ["PATH"] = f"{d}:{path}"
             try:
                 class args:
-                    smp, mem, numa, dma, image, append = 1, 64, False, False, "none", ""
+                    smp, mem, numa, board, image, append = 1, 64, False, "", "none", ""
                 args.initrd = initrd
                 box = vm.Machine(args, os.path.join(d, "logs"), steps=[])
                 while box.poll(limit, silence) is None:

@@ -19,8 +19,8 @@ import vm
 
 GROUPS = ("host", "kunit", "selftest", "peer")
 THP_MODES = ("always", "madvise", "never")
-# hmm_dma has a machine of its own, hmm_dmirror_failnth a kernel.
-NOT_TESTS = {"hmm_demo", "hmm_dma", "hmm_dmirror_failnth"}
+# hmm_dax and hmm_dma have machines of their own, hmm_dmirror_failnth a kernel.
+NOT_TESTS = {"hmm_dax", "hmm_demo", "hmm_dma", "hmm_dmirror_failnth"}
 
 # With all checks, in an emulator, on a busy host, the usual limits are too short.
 PATIENCE = ["watchdog_thresh=60", "workqueue.watchdog_thresh=120"]
@@ -50,18 +50,26 @@ class Plan:
     """What one machine is to do."""
     def __init__(self, name, steps=(), suites=None, numa=False):
         self.name, self.steps, self.suites, self.numa = name, list(steps), suites, numa
-        self.dma = False        # an IOMMU, and a device behind it
+        self.board = ""         # devices that the plain machine does not have
         self.owners = False     # keep who allocated each page: slow, debug kernel only
         self.boot = []          # more for the boot line
 
 
-def dma_plan():
-    """DMA of a device that is there, through an IOMMU."""
-    plan = Plan("dma", [("dma-load", "plain", "dmirror load && modprobe test_hmm_dma"),
-                        ("dma", "tap", "hmm_dma"),
-                        ("dma-unload", "plain", "rmmod test_hmm_dma && dmirror unload")])
-    plan.dma = True
+def board_plan(board, load, programs):
+    """Programs that want devices which are there."""
+    steps = [(f"{board}-load", "plain", f"dmirror load && modprobe {load}")]
+    steps += [(f"{board}-{name}", "tap", command) for name, command in programs]
+    steps.append((f"{board}-unload", "plain", "rmmod test_hmm_dma && dmirror unload"))
+    plan = Plan(board, steps)
+    plan.board = board
     return plan
+
+
+def board_plans():
+    """An IOMMU; persistent memory, and memory of a device beside another one."""
+    yield board_plan("dma", "test_hmm_dma", [("edu", "hmm_dma -F p2p")])
+    yield board_plan("bus", "test_hmm_dma addr_bits=48 && pmem up",
+                     [("dax", "hmm_dax"), ("p2p", "hmm_dma -f p2p")])
 
 
 def driver_plan(name, load, programs, modes=THP_MODES):
@@ -125,7 +133,7 @@ def make_plans(args):
             plan.numa = True
             plans.append(plan)
         plans[0].steps.insert(-1, ("demo", "plain", "hmm_demo 16"))
-        plans.append(dma_plan())
+        plans += board_plans()
     if "peer" in wanted:
         plans.append(driver_plan("peer", "dmirror load", ["hmm-tests"]))
         plans[-1].owners = True
@@ -150,7 +158,7 @@ class Run:
     def __init__(self, plan, args):
         self.plan, self.args = plan, args
         self.logs = os.path.join(args.logs, plan.name)
-        args.numa, args.dma = plan.numa, plan.dma
+        args.numa, args.board = plan.numa, plan.board
         owners = ["page_owner=on"] if plan.owners else []
         kunit = "kunit.enable=1" if plan.suites is not None else "kunit.enable=0"
         self.vm = vm.Machine(args, self.logs, cmdline=[kunit, *args.more, *plan.boot, *owners],

@@ -35,9 +35,12 @@ PR_SET_PDEATHSIG = 1
 # fifth level of page tables: tests take two thirds of the time without.
 TCG_CPU = "max,-erms,-fsrm,-la57"
 
-# An IOMMU, and behind it a device that copies memory. What it reaches by itself
-# is 28 bits of addresses.
-DMA_MACHINE = ["-machine", "q35", "-device", "intel-iommu", "-device", "edu"]
+# Persistent memory of the "bus" board, size in MB, and what makes a file system of
+# it, extents aligned to huge pages. xfs wants 300 MB. A disk of virtio has struct
+# pages from the beginning, an NVDIMM only if told so.
+PMEM = [("mkfs.ext4 -q -F -b 4096 -E stride=512,stripe_width=512", 320, "virtio-pmem-pci"),
+        ("mkfs.xfs -q -f -d agcount=2,su=2m,sw=1 -l size=64m,su=32k", 320, "virtio-pmem-pci"),
+        (None, 64, "nvdimm")]
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -75,7 +78,7 @@ def command_line(args, *more):
     return " ".join(line)
 
 
-def qemu_command(args, initrd, cmdline, serial):
+def qemu_command(args, logs, initrd, cmdline, serial):
     accel = getattr(args, "accel", None) or os.environ.get("ACCEL") or "tcg"
     cpu = "host" if accel == "kvm" else TCG_CPU
     if accel == "tcg":
@@ -84,8 +87,8 @@ def qemu_command(args, initrd, cmdline, serial):
            "-smp", str(args.smp), "-m", f"{args.mem}M",
            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
            *getattr(args, "qemu", ())]
-    if getattr(args, "dma", False):
-        cmd += DMA_MACHINE
+    if getattr(args, "board", ""):
+        cmd += BOARDS[args.board](args, logs)
     if args.numa:
         half = args.mem // 2
         for node in (0, 1):
@@ -93,6 +96,38 @@ def qemu_command(args, initrd, cmdline, serial):
                     "-numa", f"node,nodeid={node},memdev=m{node}"]
     return cmd + ["-kernel", args.image, "-initrd", initrd,
                   "-append", cmdline, *serial]
+
+
+def dma_board(_args, _logs):
+    """An IOMMU, and behind it a device that copies memory. What it reaches by
+    itself is 28 bits of addresses."""
+    return ["-machine", "q35", "-device", "intel-iommu", "-device", "edu"]
+
+
+def bus_board(args, logs):
+    """Persistent memory; and that device with more bits, behind a switch with an
+    NVMe device that has memory of its own. Another one is not behind it."""
+    cmd = ["-machine", "q35,nvdimm=on", "-m", f"slots=4,maxmem={2 * args.mem}M",
+           "-device", "pcie-root-port,id=root,chassis=1",
+           "-device", "x3130-upstream,id=up,bus=root",
+           "-device", "xio3130-downstream,id=down0,bus=up,chassis=2,slot=0",
+           "-device", "xio3130-downstream,id=down1,bus=up,chassis=2,slot=1",
+           "-device", "nvme,serial=near,cmb_size_mb=16,bus=down0",
+           "-device", "edu,dma_mask=0xffffffffffff,bus=down1",
+           "-device", "nvme,serial=far,cmb_size_mb=16"]
+    for i, (mkfs, size, kind) in enumerate(PMEM):
+        path = os.path.join(logs, f"pmem{i}")
+        with open(path, "wb") as f:
+            f.truncate(size << 20)
+        if mkfs:
+            subprocess.run([*mkfs.split(), path], check=True, stdin=subprocess.DEVNULL)
+        cmd += ["-object", f"memory-backend-file,id=pmem{i},share=off,mem-path={path},"
+                           f"size={size}M",
+                "-device", f"{kind},memdev=pmem{i}"]
+    return cmd
+
+
+BOARDS = {"dma": dma_board, "bus": bus_board}
 
 
 class Machine:
@@ -116,7 +151,7 @@ class Machine:
         self.began = time.monotonic()
         with open(self.qemu_log, "w", encoding="utf-8") as errors:
             self.qemu = subprocess.Popen(
-                qemu_command(args, initrd, command_line(args, *cmdline), serial),
+                qemu_command(args, logs, initrd, command_line(args, *cmdline), serial),
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
                 start_new_session=True, preexec_fn=die_with_parent)
         self.initrd = initrd
@@ -227,7 +262,7 @@ def shell(args):
     serial = ["-chardev", f"stdio,id=c,signal=off,logfile={log}",
               "-serial", "chardev:c"]
     cmdline = command_line(args, "quiet", "loglevel=4", "kunit.enable=0")
-    cmd = qemu_command(args, initrd.name, cmdline, serial)
+    cmd = qemu_command(args, args.logs, initrd.name, cmdline, serial)
     if script is None:
         sys.stderr.write(">>> booting; \"exit\" ends it\n")
         return subprocess.call(cmd, preexec_fn=die_with_parent)
@@ -268,8 +303,8 @@ def arguments(parser):
     parser.add_argument("--smp", type=int, default=int(os.environ.get("SMP") or 2))
     parser.add_argument("--mem", type=int, default=int(os.environ.get("MEM") or MEMORY_MB))
     parser.add_argument("--numa", action="store_true", help="two NUMA nodes")
-    parser.add_argument("--dma", action="store_true", default=bool(os.environ.get("DMA")),
-                        help="an IOMMU, and a device behind it")
+    parser.add_argument("--board", choices=["", *BOARDS], default=os.environ.get("BOARD", ""),
+                        help="devices that the plain machine does not have")
     parser.add_argument("--append", default=os.environ.get("APPEND", ""))
     parser.add_argument("--limit", type=int, default=300, help="seconds")
 

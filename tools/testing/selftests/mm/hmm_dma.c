@@ -9,8 +9,13 @@
  * tenth of a second, so tests copy few pages.
  *
  * dmirror is not there, and reads by addresses that are the memory's own.
+ *
+ * A machine has either an IOMMU ("edu") or a switch with a second device that has
+ * memory ("p2p"): -f and -F of the harness say which tests to run.
  */
 #include "../kselftest_harness.h"
+
+#include <glob.h>
 
 #include "hmm_dmirror.h"
 
@@ -488,6 +493,192 @@ TEST_F(dmirror, bad_input)
 	EXPECT_EQ(-EINVAL, dm_op(&self->dev, HMM_DMIRROR_IOC(0x1f), m.cpu, 1, NULL));
 	EXPECT_EQ(-EINVAL, dm_op(&self->dev, HMM_DMIRROR_IOC(0x22), m.cpu, 1, NULL));
 	dm_free(&m);
+}
+
+/* ---- a device beside a device ---- */
+
+/* Both devices are NVMe ones that have memory; "near" is behind the same switch. */
+static int p2p_device(const char *serial, char *path, size_t size)
+{
+	glob_t names;
+	size_t i;
+	int err = -ENODEV;
+
+	if (glob("/sys/class/nvme/*/serial", 0, NULL, &names))
+		return err;
+	for (i = 0; i < names.gl_pathc && err; i++) {
+		char text[40] = "";
+		int fd = open(names.gl_pathv[i], O_RDONLY | O_CLOEXEC);
+
+		if (fd >= 0 && read(fd, text, sizeof(text) - 1) > 0 &&
+		    !strncmp(text, serial, strlen(serial))) {
+			snprintf(path, size, "%.*s/device",
+				 (int)(strrchr(names.gl_pathv[i], '/') - names.gl_pathv[i]),
+				 names.gl_pathv[i]);
+			err = 0;
+		}
+		close(fd);
+	}
+	globfree(&names);
+	return err;
+}
+
+/* Some pages of the memory in place of what is at page @first of @m. */
+static int p2p_map(struct dm_mem *m, const char *serial, long first, long n)
+{
+	char path[PATH_MAX], file[PATH_MAX + 20];
+	void *addr;
+	int fd, err;
+
+	err = p2p_device(serial, path, sizeof(path));
+	if (err)
+		return err;
+	snprintf(file, sizeof(file), "%s/p2pmem/allocate", path);
+	fd = open(file, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	addr = mmap(dm_addr(m, first), n * DM_PAGE, PROT_READ | PROT_WRITE,
+		    MAP_SHARED | MAP_FIXED, fd, 0);
+	err = addr == MAP_FAILED ? -errno : 0;
+	close(fd);
+	if (!err)
+		dm_cpu_write(m, first, n);
+	return err;
+}
+
+/* The device that has the memory loses or gets its driver. */
+static int p2p_driver(const char *action, const char *pci)
+{
+	char file[80];
+
+	snprintf(file, sizeof(file), "/sys/bus/pci/drivers/nvme/%s", action);
+	return dm_put_file(file, pci);
+}
+
+/* Number of pages at whose place on the bus the device has them. */
+static long nr_direct(struct edu *edu, struct dm_mem *m, long first, long n)
+{
+	uint64_t phys;
+	long i, direct = 0;
+
+	for (i = first; i < first + n; i++)
+		direct += edu_where(edu, i, &phys) == (int64_t)phys_of(m, i) &&
+			  phys == phys_of(m, i);
+	return direct;
+}
+
+#define P2P_FIRST	8L
+#define P2P_NR		4L
+
+FIXTURE(p2p)
+{
+	struct edu edu;
+	struct dm_mem m;
+};
+
+FIXTURE_SETUP(p2p)
+{
+	self->edu.fd = open("/dev/hmm_edu", O_RDWR | O_CLOEXEC);
+	ASSERT_LE(0, self->edu.fd);
+	ASSERT_EQ(0, dm_small(&self->m, NPAGES));
+	ASSERT_EQ(0, edu_mirror(&self->edu, &self->m));
+}
+
+FIXTURE_TEARDOWN(p2p)
+{
+	close(self->edu.fd);
+	dm_free(&self->m);
+}
+
+TEST_F(p2p, near_memory_has_its_own_address)
+{
+	struct edu *edu = &self->edu;
+	struct dm_mem *m = &self->m;
+
+	ASSERT_EQ(0, p2p_map(m, "near", P2P_FIRST, P2P_NR));
+	ASSERT_EQ(0, edu_map(edu, 0, NPAGES, WRITE | PIECES));
+	EXPECT_EQ(NPAGES, nr_direct(edu, m, 0, NPAGES));
+
+	/* From memory to the device's, within that, and back. */
+	EXPECT_EQ(0, edu_copy(edu, 0, P2P_FIRST));
+	EXPECT_EQ(0, edu_copy(edu, P2P_FIRST, P2P_FIRST + 1));
+	EXPECT_EQ(0, edu_copy(edu, P2P_FIRST + 1, 3));
+	EXPECT_EQ(DM_ALL_RIGHT, dm_cpu_wrong(m, 0, NPAGES));
+
+	/* Page by page it is the same. */
+	ASSERT_EQ(0, munmap(dm_addr(m, P2P_FIRST), P2P_NR * DM_PAGE));
+	EXPECT_EQ(P2P_NR, nr_gone(edu, 0, NPAGES));
+	ASSERT_EQ(0, p2p_map(m, "near", P2P_FIRST, P2P_NR));
+	ASSERT_EQ(0, edu_map(edu, P2P_FIRST, P2P_NR, WRITE));
+	EXPECT_EQ(P2P_NR, nr_direct(edu, m, P2P_FIRST, P2P_NR));
+	EXPECT_EQ(0, edu_copy(edu, P2P_FIRST + 3, P2P_FIRST));
+	EXPECT_EQ(DM_ALL_RIGHT, dm_cpu_wrong(m, 0, NPAGES));
+}
+
+/* No switch that both are behind, and nobody vouches for the host bridge. */
+TEST_F(p2p, far_memory_is_refused)
+{
+	struct edu *edu = &self->edu;
+	struct dm_mem *m = &self->m;
+
+	ASSERT_EQ(0, p2p_map(m, "far", P2P_FIRST, P2P_NR));
+	ASSERT_EQ(0, edu_map(edu, 0, 1, WRITE));
+	EXPECT_EQ(-EREMOTEIO, edu_map(edu, 0, NPAGES, WRITE | PIECES));
+	EXPECT_EQ(-EIO, edu_map(edu, P2P_FIRST, 1, WRITE));
+	EXPECT_EQ(NPAGES - 1, nr_gone(edu, 0, NPAGES));
+	EXPECT_EQ(1, nr_direct(edu, m, 0, 1));
+	ASSERT_EQ(0, edu_map(edu, 0, P2P_FIRST, WRITE | PIECES));
+	EXPECT_EQ(P2P_FIRST, nr_direct(edu, m, 0, NPAGES));
+	EXPECT_EQ(DM_ALL_RIGHT, dm_cpu_wrong(m, 0, NPAGES));
+}
+
+TEST_F(p2p, memory_goes_with_its_driver)
+{
+	struct edu *edu = &self->edu;
+	struct dm_mem *m = &self->m;
+	char path[PATH_MAX], pci[PATH_MAX], *name;
+	int tries;
+
+	ASSERT_EQ(0, p2p_device("near", path, sizeof(path)));
+	ASSERT_NE(NULL, realpath(path, pci));
+	name = strrchr(pci, '/') + 1;
+	ASSERT_EQ(0, p2p_map(m, "near", P2P_FIRST, P2P_NR));
+	ASSERT_EQ(0, edu_map(edu, 0, NPAGES, WRITE | PIECES));
+
+	ASSERT_EQ(0, p2p_driver("unbind", name));
+	EXPECT_EQ(P2P_NR, nr_gone(edu, 0, NPAGES));
+	EXPECT_EQ(-ENOENT, edu_copy(edu, P2P_FIRST, 0));
+	EXPECT_EQ(-EFAULT, edu_map(edu, P2P_FIRST, 1, 0));
+	EXPECT_EQ(NPAGES - P2P_NR, nr_direct(edu, m, 0, NPAGES));
+
+	ASSERT_EQ(0, p2p_driver("bind", name));
+	for (tries = 0; tries < 100 && p2p_device("near", path, sizeof(path)); tries++)
+		usleep(100000);
+	ASSERT_EQ(0, p2p_map(m, "near", P2P_FIRST, P2P_NR));
+	ASSERT_EQ(0, edu_map(edu, P2P_FIRST, P2P_NR, WRITE));
+	EXPECT_EQ(0, edu_copy(edu, P2P_FIRST, 0));
+	EXPECT_EQ(DM_ALL_RIGHT, dm_cpu_wrong(m, 0, NPAGES));
+}
+
+/* A device that is not on the bus sees it as memory, and has no address for it. */
+TEST_F(p2p, other_devices)
+{
+	struct dm_mem *m = &self->m;
+	struct dm_dev dev;
+
+	ASSERT_EQ(0, dm_open(&dev, DM_PRIVATE0));
+	ASSERT_EQ(0, p2p_map(m, "near", P2P_FIRST, P2P_NR));
+	EXPECT_BOTH_SEE(&dev, m, 0, NPAGES);
+	EXPECT_IN_RAM(&dev, m, 0, NPAGES);
+	ASSERT_EQ(0, dm_dev_write(&dev, m, P2P_FIRST, P2P_NR));
+	EXPECT_BOTH_SEE(&dev, m, 0, NPAGES);
+	EXPECT_EQ(P2P_FIRST, dma_pieces(&dev, m, 0, P2P_FIRST));
+	EXPECT_EQ(-EREMOTEIO, dma_pieces(&dev, m, P2P_FIRST - 1, 2));
+
+	/* It is the other device's, and stays there. */
+	EXPECT_EQ(-EINVAL, dm_push(&dev, m, P2P_FIRST, P2P_NR));
+	EXPECT_BOTH_SEE(&dev, m, 0, NPAGES);
+	dm_close(&dev);
 }
 
 TEST_HARNESS_MAIN
