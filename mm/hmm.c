@@ -50,6 +50,13 @@
  * (VMA, PMD, what is sure), and the walk goes on where the run began, with
  * mmap_lock taken again.
  *
+ * Before that it tries the lock of the VMA alone, if the whole range is in one
+ * anonymous VMA: then neither do mmap() and munmap() of other memory wait for
+ * the mirror, nor it for them. What mmap_lock is needed for above, the VMA's lock
+ * gives: who changes the VMA, takes its page tables away, or copies it for a
+ * child, has it for writing. A fault that cannot do with it, or waits, drops it,
+ * and the rest of the attempt has mmap_lock.
+ *
  * The notifier's sequence does not depend on mmap_lock. If it has not moved,
  * what was stored before the lock was dropped is as good as what comes after,
  * and the walk need not begin again. If it has, all of it begins again with a
@@ -115,6 +122,7 @@
  * @fault_flags: FAULT_FLAG_* that all faults have
  * @waited: jiffies for which faults have waited without mmap_lock
  * @tried: the page whose fault has to be repeated after that, or HMM_NOWHERE
+ * @locked: VMA whose lock is held instead of mmap_lock, or NULL
  * @vma: VMA of the run that the walk stopped at
  * @addr: first page of that run, in need; every page before it is settled
  * @end: end of that run
@@ -137,6 +145,7 @@ struct hmm_walk {
 	unsigned int fault_flags;
 	unsigned long waited;
 	unsigned long tried;
+	struct vm_area_struct *locked;
 	struct vm_area_struct *vma;
 	unsigned long addr;
 	unsigned long end;
@@ -1191,8 +1200,8 @@ VISIBLE_IF_KUNIT vm_fault_t hmm_handle_fault(struct vm_area_struct *vma,
 }
 
 /*
- * A fault has dropped mmap_lock. Unless it is complete it has to be repeated,
- * and must not drop the lock for the same reason once more.
+ * A fault has dropped the lock. Unless it is complete it has to be repeated, and
+ * must not drop mmap_lock for the same reason once more.
  */
 static int hmm_note_drop(struct hmm_walk *hw, vm_fault_t fault,
 			 unsigned long began)
@@ -1393,12 +1402,45 @@ static bool hmm_is_outdated(const struct hmm_range *range)
 	       mmu_interval_check_retry(range->notifier, range->notifier_seq);
 }
 
+/*
+ * What the page walk does, which wants mmap_lock, for the VMA that is locked. An
+ * anonymous one has no leaf above a PMD.
+ */
+static int hmm_walk_locked(struct hmm_walk *hw, unsigned long addr,
+			   unsigned long end)
+{
+	struct mm_walk walk = {
+		.ops = &hmm_walk_ops,
+		.mm = hw->locked->vm_mm,
+		.vma = hw->locked,
+		.private = hw,
+	};
+	unsigned long next;
+	pmd_t *pmdp;
+	int ret = 0;
+
+	for (; addr < end && !ret; addr = next) {
+		next = pmd_addr_end(addr, end);
+		do {
+			walk.action = ACTION_SUBTREE;
+			pmdp = hmm_find_pmd(walk.mm, addr);
+			if (!pmdp || pmd_none(pmdp_get_lockless(pmdp)))
+				ret = hmm_walk_hole(addr, next, 0, &walk);
+			else
+				ret = hmm_walk_pmd(pmdp, addr, next, &walk);
+		} while (walk.action == ACTION_AGAIN);
+	}
+	return ret;
+}
+
 /* A function of its own for tests, which count walks. */
 VISIBLE_IF_KUNIT int hmm_walk_range(struct mm_struct *mm, unsigned long start,
 				    unsigned long end, struct hmm_walk *hw)
 {
 	KUNIT_STATIC_STUB_REDIRECT(hmm_walk_range, mm, start, end, hw);
 
+	if (hw->locked)
+		return hmm_walk_locked(hw, start, end);
 	return walk_page_range(mm, start, end, &hmm_walk_ops, hw);
 }
 
@@ -1419,7 +1461,7 @@ static bool hmm_is_stuck(struct hmm_walk *hw)
 
 /*
  * Walk and fault by turns from hw->addr on, until all is settled or somebody has
- * dropped mmap_lock, which the caller holds.
+ * dropped the lock that the caller holds.
  *
  * Return: 0, an errno, or HMM_LOCK_DROPPED.
  */
@@ -1427,7 +1469,10 @@ static int hmm_mirror(struct hmm_walk *hw, struct mm_struct *mm)
 {
 	int ret = 0;
 
-	mmap_assert_locked(mm);
+	if (hw->locked)
+		vma_assert_locked(hw->locked);
+	else
+		mmap_assert_locked(mm);
 	while (!ret) {
 		if (hmm_is_outdated(hw->range))
 			return -EBUSY;
@@ -1632,9 +1677,46 @@ static int hmm_lock(struct mm_struct *mm)
 	return mmap_read_lock_killable(mm);
 }
 
+/* The VMA with its lock, if that is enough for the range. */
+static struct vm_area_struct *hmm_lock_vma(const struct hmm_range *range)
+{
+	struct vm_area_struct *vma;
+
+	vma = lock_vma_under_rcu(range->notifier->mm, range->start);
+	if (!vma)
+		return NULL;
+	if (vma_is_anonymous(vma) && hmm_vma_has_pages(vma) &&
+	    range->end <= vma->vm_end)
+		return vma;
+	vma_end_read(vma);
+	return NULL;
+}
+
+/* hmm_mirror() without mmap_lock; HMM_LOCK_DROPPED if it takes that. */
+static int hmm_mirror_in_vma(struct hmm_walk *hw)
+{
+	struct vm_area_struct *vma;
+	int ret;
+
+	if (fatal_signal_pending(current))
+		return -EINTR;
+	vma = hmm_lock_vma(hw->range);
+	if (!vma)
+		return HMM_LOCK_DROPPED;
+
+	hw->locked = vma;
+	hw->fault_flags |= FAULT_FLAG_VMA_LOCK;
+	ret = hmm_mirror(hw, vma->vm_mm);
+	hw->fault_flags &= ~FAULT_FLAG_VMA_LOCK;
+	hw->locked = NULL;
+	if (ret != HMM_LOCK_DROPPED)
+		vma_end_read(vma);
+	return ret;
+}
+
 /*
  * The range from its first page on, with one sequence. That is begun outside of
- * mmap_lock: it waits for invalidations to end, some of which want that lock.
+ * all locks: it waits for invalidations to end, some of which want them.
  */
 static int hmm_attempt(struct hmm_walk *hw)
 {
@@ -1644,13 +1726,14 @@ static int hmm_attempt(struct hmm_walk *hw)
 
 	hw->addr = range->start;
 	range->notifier_seq = mmu_interval_read_begin(range->notifier);
-	do {
+	ret = hmm_mirror_in_vma(hw);
+	while (ret == HMM_LOCK_DROPPED) {
 		if (hmm_lock(mm))
 			return -EINTR;
 		ret = hmm_mirror(hw, mm);
 		if (ret != HMM_LOCK_DROPPED)
 			mmap_read_unlock(mm);
-	} while (ret == HMM_LOCK_DROPPED);
+	}
 	return ret;
 }
 
@@ -1704,10 +1787,12 @@ static int hmm_attempt_until(struct hmm_range *range, unsigned long timeout,
  *	notifier_seq is output here
  * @timeout: for how many jiffies to go on against invalidations; 0: no limit
  *
- * Like hmm_range_fault(), but takes mmap_lock and begins the sequence by itself,
- * as often as it needs to. Faults may drop the lock and wait, so that memory of
- * userfaultfd can be mirrored: pages that are missing, protected against writing
- * or not mapped yet come when their monitor answers.
+ * Like hmm_range_fault(), but takes locks and begins the sequence by itself, as
+ * often as it needs to: the lock of the VMA if one anonymous VMA has all of the
+ * range, and mmap_lock if that is not so, or not enough for a fault. Faults may
+ * drop the lock and wait, so that memory of userfaultfd can be mirrored: pages
+ * that are missing, protected against writing or not mapped yet come when their
+ * monitor answers.
  *
  * What a page asks for by its word holds for all attempts, although words are
  * overwritten by each.
@@ -1725,7 +1810,7 @@ static int hmm_attempt_until(struct hmm_range *range, unsigned long timeout,
  *	unlock(driver)
  *
  * @timeout bounds the attempts, of which there is always one. It does not run
- * while a fault waits without mmap_lock, and nothing but a fatal signal ends
+ * while a fault waits without a lock, and nothing but a fatal signal ends
  * that wait early. A kernel thread gets none: if it serves many processes, one
  * of them can stop it by a monitor that never answers. Such a thread calls
  * hmm_range_fault().

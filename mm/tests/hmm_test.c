@@ -1368,6 +1368,7 @@ static void file_faults_bring_their_neighbours(struct kunit *test)
 /* hmm_range_fault_unlocked_timeout() */
 
 #define MAY_WAIT	(FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_KILLABLE)
+#define IN_VMA		(IS_ENABLED(CONFIG_PER_VMA_LOCK) ? FAULT_FLAG_VMA_LOCK : 0)
 
 static void only_unlocked_faults_may_wait(struct kunit *test)
 {
@@ -1381,8 +1382,8 @@ static void only_unlocked_faults_may_wait(struct kunit *test)
 					    MADV_DONTNEED));
 	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_READ, PLENTY), 0);
 	KUNIT_EXPECT_EQ(test, m->faults, MAP_PAGES);
-	KUNIT_EXPECT_EQ(test, m->flags_of_all, FAULT_FLAG_REMOTE | MAY_WAIT);
-	KUNIT_EXPECT_EQ(test, m->flags_of_any, FAULT_FLAG_REMOTE | MAY_WAIT);
+	KUNIT_EXPECT_EQ(test, m->flags_of_all, FAULT_FLAG_REMOTE | MAY_WAIT | IN_VMA);
+	KUNIT_EXPECT_EQ(test, m->flags_of_any, FAULT_FLAG_REMOTE | MAY_WAIT | IN_VMA);
 }
 
 static void expect_all_writable(struct kunit *test, struct mirror *m,
@@ -1426,6 +1427,77 @@ static void unlocked_tries_again_after_cow(struct kunit *test)
 	expect_all_writable(test, m, MAP_PAGES);
 }
 
+/* Somebody maps memory meanwhile, and is not waited for. */
+static void one_vma_needs_no_mmap_lock(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, 2 * PMD_NR, PROT_READ | PROT_WRITE);
+
+	if (!IS_ENABLED(CONFIG_PER_VMA_LOCK))
+		kunit_skip(test, "VMAs have no lock");
+	/* For the first page of a VMA its anon_vma is made, under mmap_lock. */
+	m->range.end = m->range.start + PAGE_SIZE;
+	KUNIT_ASSERT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), 0);
+
+	m->range.end = m->range.start + (2 * PMD_NR << PAGE_SHIFT);
+	mmap_write_lock(m->mm);
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), 0);
+	mmap_write_unlock(m->mm);
+	KUNIT_EXPECT_EQ(test, m->faults, 2 * PMD_NR - 1);
+	expect_all_writable(test, m, 2 * PMD_NR);
+
+	/* Nor if nothing is to be done. */
+	mmap_write_lock(m->mm);
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), 0);
+	mmap_write_unlock(m->mm);
+	KUNIT_EXPECT_EQ(test, m->faults, 0);
+	expect_all_writable(test, m, 2 * PMD_NR);
+}
+
+/* Two VMAs have no common lock but mmap_lock. */
+static void two_vmas_need_mmap_lock(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
+
+	KUNIT_ASSERT_EQ(test, 0, do_madvise(m->mm, page_addr(m, 1), PAGE_SIZE,
+					    MADV_DONTFORK));
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), 0);
+	KUNIT_EXPECT_EQ(test, m->faults, MAP_PAGES);
+	KUNIT_EXPECT_EQ(test, m->flags_of_any, FAULT_FLAG_REMOTE | FAULT_FLAG_WRITE | MAY_WAIT);
+	expect_all_writable(test, m, MAP_PAGES);
+}
+
+/* The lock that the fault was called with. */
+static void drop_lock(struct vm_area_struct *vma, unsigned int flags)
+{
+	if (flags & FAULT_FLAG_VMA_LOCK)
+		vma_end_read(vma);
+	else
+		mmap_read_unlock(vma->vm_mm);
+}
+
+/* A fault that can do nothing without mmap_lock, as many of drivers. */
+static vm_fault_t insist_on_mmap_lock(struct mirror *m, struct vm_area_struct *vma,
+				      unsigned long addr, unsigned int flags)
+{
+	if (!(flags & FAULT_FLAG_VMA_LOCK))
+		return handle_mm_fault(vma, addr, flags, NULL);
+	drop_lock(vma, flags);
+	return VM_FAULT_RETRY;
+}
+
+static void fault_gets_mmap_lock(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
+
+	if (!IS_ENABLED(CONFIG_PER_VMA_LOCK))
+		kunit_skip(test, "VMAs have no lock");
+	m->instead = insist_on_mmap_lock;
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), 0);
+	/* It is asked once, and not for each page. */
+	KUNIT_EXPECT_EQ(test, m->faults, MAP_PAGES + 1);
+	expect_all_writable(test, m, MAP_PAGES);
+}
+
 /* A fault that has to wait: it lets go of the lock, and wants to be repeated. */
 static vm_fault_t wait_at_first(struct mirror *m, struct vm_area_struct *vma,
 				unsigned long addr, unsigned int flags)
@@ -1435,7 +1507,7 @@ static vm_fault_t wait_at_first(struct mirror *m, struct vm_area_struct *vma,
 	if ((flags & FAULT_FLAG_TRIED) || !(flags & FAULT_FLAG_ALLOW_RETRY))
 		return handle_mm_fault(vma, addr, flags, NULL);
 
-	mmap_read_unlock(vma->vm_mm);
+	drop_lock(vma, flags);
 	m->meanwhile = NULL;
 	if (meanwhile)
 		meanwhile(m);
@@ -1447,12 +1519,11 @@ static vm_fault_t complete_and_unlock(struct mirror *m,
 				      struct vm_area_struct *vma,
 				      unsigned long addr, unsigned int flags)
 {
-	struct mm_struct *mm = vma->vm_mm;
 	vm_fault_t fault = handle_mm_fault(vma, addr, flags, NULL);
 
 	if (fault & (VM_FAULT_ERROR | VM_FAULT_RETRY))
 		return fault;
-	mmap_read_unlock(mm);
+	drop_lock(vma, flags);
 	return fault | VM_FAULT_COMPLETED;
 }
 
@@ -1919,6 +1990,9 @@ static struct kunit_case hmm_test_cases[] = {
 	KUNIT_CASE(range_may_cross_page_tables),
 	KUNIT_CASE(file_faults_bring_their_neighbours),
 	KUNIT_CASE(only_unlocked_faults_may_wait),
+	KUNIT_CASE(one_vma_needs_no_mmap_lock),
+	KUNIT_CASE(two_vmas_need_mmap_lock),
+	KUNIT_CASE(fault_gets_mmap_lock),
 	KUNIT_CASE(unlocked_sees_to_lock_and_sequence),
 	KUNIT_CASE(unlocked_tries_again_after_cow),
 	KUNIT_CASE(every_fault_may_drop_the_lock),
