@@ -55,7 +55,9 @@
  * the mirror, nor it for them. What mmap_lock is needed for above, the VMA's lock
  * gives: who changes the VMA, takes its page tables away, or copies it for a
  * child, has it for writing. A fault that cannot do with it, or waits, drops it,
- * and the rest of the attempt has mmap_lock.
+ * and the rest of the attempt has mmap_lock. So does the mirror itself, after a
+ * fault, if somebody wants it for writing: that one sleeps with mmap_lock held,
+ * and everybody else behind it.
  *
  * The notifier's sequence does not depend on mmap_lock. If it has not moved,
  * what was stored before the lock was dropped is as good as what comes after,
@@ -96,6 +98,7 @@
 #include <linux/string.h>
 #include <linux/swap.h>
 #include <linux/swapops.h>
+#include <linux/userfaultfd_k.h>
 
 #include "hmm_internal.h"
 #include "internal.h"
@@ -103,7 +106,7 @@
 
 /*
  * Neither 0 nor an errno. The first one is handed through by walk_page_range()
- * as it is, the second one is of a fault that has dropped mmap_lock.
+ * as it is, the second one is of a fault that has dropped the lock.
  */
 #define HMM_WALK_STOPPED	1
 #define HMM_LOCK_DROPPED	2
@@ -120,7 +123,7 @@
  * @range: what the caller asked for
  * @may_want: union of what any page of @range can ask for
  * @fault_flags: FAULT_FLAG_* that all faults have
- * @waited: jiffies for which faults have waited without mmap_lock
+ * @waited: jiffies for which faults have waited without a lock
  * @tried: the page whose fault has to be repeated after that, or HMM_NOWHERE
  * @locked: VMA whose lock is held instead of mmap_lock, or NULL
  * @vma: VMA of the run that the walk stopped at
@@ -1201,14 +1204,92 @@ VISIBLE_IF_KUNIT vm_fault_t hmm_handle_fault(struct vm_area_struct *vma,
 
 /*
  * A fault has dropped the lock. Unless it is complete it has to be repeated, and
- * must not drop mmap_lock for the same reason once more.
+ * must not drop mmap_lock for the same reason once more. The lock of a VMA may
+ * have been dropped for no other reason than that it was not mmap_lock.
  */
 static int hmm_note_drop(struct hmm_walk *hw, vm_fault_t fault,
 			 unsigned long began)
 {
-	hw->tried = fault & VM_FAULT_RETRY ? hw->addr : HMM_NOWHERE;
+	hw->tried = fault & VM_FAULT_RETRY && !hw->locked ? hw->addr :
+							     HMM_NOWHERE;
 	hw->waited += jiffies - began;
 	return HMM_LOCK_DROPPED;
+}
+
+/* Does somebody wait for the lock of the VMA? A reader would not. */
+static bool hmm_is_in_the_way(const struct hmm_walk *hw)
+{
+#ifdef CONFIG_PER_VMA_LOCK
+	return hw->locked && rwsem_is_contended(&hw->locked->vm_lock->lock);
+#else
+	return false;
+#endif
+}
+
+static int hmm_step_aside(struct hmm_walk *hw)
+{
+	vma_end_read(hw->locked);
+	return HMM_LOCK_DROPPED;
+}
+
+/* The PMD for @addr, or NULL if there is none or a larger leaf above it. */
+static pmd_t *hmm_find_pmd(struct mm_struct *mm, unsigned long addr)
+{
+	pgd_t *pgdp = pgd_offset(mm, addr);
+	p4d_t *p4dp;
+	pud_t *pudp, pud;
+
+	if (pgd_none(*pgdp) || unlikely(pgd_bad(*pgdp)))
+		return NULL;
+	p4dp = p4d_offset(pgdp, addr);
+	if (p4d_none(*p4dp) || unlikely(p4d_bad(*p4dp)))
+		return NULL;
+	pudp = pud_offset(p4dp, addr);
+	pud = pudp_get(pudp);
+	if (!pud_present(pud) || pud_leaf(pud) || unlikely(pud_bad(pud)))
+		return NULL;
+	return pmd_offset(pudp, addr);
+}
+
+/*
+ * May a monitor of userfaultfd be asked about the page that is in need? What has
+ * no PTE to look at is taken for it.
+ */
+static bool hmm_is_for_monitor(const struct hmm_walk *hw)
+{
+	pmd_t *pmdp = hmm_find_pmd(hw->vma->vm_mm, hw->addr);
+	pte_t *ptep, pte;
+
+	ptep = pmdp ? pte_offset_map(pmdp, hw->addr) : NULL;
+	if (!ptep)
+		return true;
+	pte = ptep_get_lockless(ptep);
+	pte_unmap(ptep);
+	if (pte_present(pte))
+		return hw->need == HMM_NEED_WRITE && pte_uffd_wp(pte);
+	return pte_none_mostly(pte) &&
+	       (userfaultfd_missing(hw->vma) || userfaultfd_minor(hw->vma));
+}
+
+/*
+ * A fault that must not drop mmap_lock. Where a monitor might have to answer it
+ * says that it does not wait: to meet one without a word is a caller's bug to
+ * CONFIG_DEBUG_VM. A folio that somebody has locked is waited for all the same.
+ */
+static vm_fault_t hmm_fault_locked(struct hmm_walk *hw, unsigned int flags)
+{
+	vm_fault_t fault;
+
+	if (userfaultfd_armed(hw->vma)) {
+		fault = hmm_handle_fault(hw->vma, hw->addr,
+					 flags | FAULT_FLAG_ALLOW_RETRY |
+					 FAULT_FLAG_RETRY_NOWAIT);
+		if (!(fault & VM_FAULT_RETRY))
+			return fault;
+		if (hmm_is_for_monitor(hw))
+			return VM_FAULT_SIGBUS;
+	}
+	return hmm_handle_fault(hw->vma, hw->addr, flags);
 }
 
 /*
@@ -1234,31 +1315,16 @@ static int hmm_fault_page(struct hmm_walk *hw)
 		hw->tried = HMM_NOWHERE;
 	}
 
-	fault = hmm_handle_fault(hw->vma, hw->addr, flags);
+	if (flags & FAULT_FLAG_ALLOW_RETRY)
+		fault = hmm_handle_fault(hw->vma, hw->addr, flags);
+	else
+		fault = hmm_fault_locked(hw, flags);
 	if (unlikely(fault & (VM_FAULT_RETRY | VM_FAULT_COMPLETED)) &&
 	    (flags & FAULT_FLAG_ALLOW_RETRY))
 		return hmm_note_drop(hw, fault, began);
-	return fault & VM_FAULT_ERROR ?
-	       vm_fault_to_errno(fault, FOLL_HWPOISON) : 0;
-}
-
-/* The PMD for @addr, or NULL if there is none or a larger leaf above it. */
-static pmd_t *hmm_find_pmd(struct mm_struct *mm, unsigned long addr)
-{
-	pgd_t *pgdp = pgd_offset(mm, addr);
-	p4d_t *p4dp;
-	pud_t *pudp, pud;
-
-	if (pgd_none(*pgdp) || unlikely(pgd_bad(*pgdp)))
-		return NULL;
-	p4dp = p4d_offset(pgdp, addr);
-	if (p4d_none(*p4dp) || unlikely(p4d_bad(*p4dp)))
-		return NULL;
-	pudp = pud_offset(p4dp, addr);
-	pud = pudp_get(pudp);
-	if (!pud_present(pud) || pud_leaf(pud) || unlikely(pud_bad(pud)))
-		return NULL;
-	return pmd_offset(pudp, addr);
+	if (fault & VM_FAULT_ERROR)
+		return vm_fault_to_errno(fault, FOLL_HWPOISON);
+	return hmm_is_in_the_way(hw) ? hmm_step_aside(hw) : 0;
 }
 
 /* Whether a fault for a PTE of this VMA brings that page and no other. */

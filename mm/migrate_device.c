@@ -696,6 +696,24 @@ static int check_device_pfns(unsigned long start, unsigned long npages)
 }
 
 /*
+ * Why not to move the folio of @page, which is locked, or 0. It may have been
+ * another one when it was looked up. Or a fault has just moved the page, or its
+ * last mapping has gone: who maps no page any more is about to free it, and what
+ * it belonged to, memcg and all, may be the destination's already. New ones are
+ * locked until they are mapped.
+ */
+static enum migrate_stay check_claim(struct folio *folio, struct page *page)
+{
+	if (folio_page_idx(folio, page) >= folio_nr_pages(folio) ||
+	    page_folio(page) != folio)
+		return MIGRATE_STAY_FREE;
+	if (folio_mapped(folio))
+		return MIGRATE_STAY_UNSELECTED;
+	return folio_ref_count(folio) > 1 ? MIGRATE_STAY_PINNED :
+					    MIGRATE_STAY_FREE;
+}
+
+/*
  * A lock and a reference of the folio of a page, or why not. What a free page
  * says of its folio may be old.
  */
@@ -703,6 +721,7 @@ static enum migrate_stay claim_device_folio(struct page *page,
 					    struct folio **foliop)
 {
 	struct folio *folio = page_folio(page);
+	enum migrate_stay why;
 
 	if (!folio_try_get(folio))
 		return MIGRATE_STAY_FREE;
@@ -710,11 +729,11 @@ static enum migrate_stay claim_device_folio(struct page *page,
 		folio_put(folio);
 		return MIGRATE_STAY_LOCKED;
 	}
-	if (folio_page_idx(folio, page) >= folio_nr_pages(folio) ||
-	    page_folio(page) != folio) {
+	why = check_claim(folio, page);
+	if (why) {
 		folio_unlock(folio);
 		folio_put(folio);
-		return MIGRATE_STAY_FREE;
+		return why;
 	}
 	*foliop = folio;
 	return MIGRATE_STAY_UNSELECTED;

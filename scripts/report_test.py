@@ -182,6 +182,13 @@ class Machine(unittest.TestCase):
             with self.subTest(line):
                 self.assertEqual(machine(console=f"[    1.5] {line}\n")[1], 0)
 
+    def test_no_memory_is_expected_where_it_is_made_so(self):
+        line = "[ 1.0] Huh VM_FAULT_OOM leaked out to the #PF handler. Retrying PF\n"
+        for step, bad in (("failnth", 0), ("demo", 1)):
+            log = f"[ 0.5] === step {step}\n{line}[ 2.0] === end {step} status 0\n"
+            self.assertEqual(len(report.trouble(log)), bad, step)
+        self.assertEqual(len(report.trouble("=== step failnth\nkernel BUG at x\n")), 1)
+
 
 TROUBLE_LINES = (
     "WARNING: CPU: 1 PID: 77 at mm/memremap.c:12 memunmap_pages+0x1/0x2",

@@ -100,13 +100,9 @@ def races_step(name, bad, console):
 
 def trouble_by_step(console):
     """{step: first bad line of the kernel's log in it}"""
-    found, now = {}, "boot"
-    for line in report.clean(console):
-        begin = re.match(r"=== step (\S+)", line)
-        if begin:
-            now = begin.group(1)
-        elif report.TROUBLE.search(line):
-            found.setdefault(now, line.strip())
+    found = {}
+    for step, line in report.trouble_by_step(console):
+        found.setdefault(step, line.strip())
     return found
 
 

@@ -4,7 +4,7 @@
  *
  * A driver describes a piece of address space by a struct hmm_range, gets one
  * word for each of its pages from hmm_range_fault(), or from
- * hmm_range_fault_unlocked_timeout(), which sees to mmap_lock, and builds the device's
+ * hmm_range_fault_unlocked_timeout(), which sees to locks, and builds the device's
  * page table from these words. Documentation/mm/hmm.rst is the guide.
  */
 #ifndef LINUX_HMM_H

@@ -9,8 +9,10 @@
 #include <kunit/static_stub.h>
 #include <kunit/test.h>
 #include <kunit/test-bug.h>
+#include <linux/completion.h>
 #include <linux/hmm.h>
 #include <linux/huge_mm.h>
+#include <linux/kthread.h>
 #include <linux/memremap.h>
 #include <linux/mm.h>
 #include <linux/mman.h>
@@ -577,7 +579,8 @@ static void private_folio_is_copied(struct kunit *test)
 /*
  * @instead: what a fault does if it is not to do what it always does; it may put
  *	itself out of action. Returns what the fault returns
- * @meanwhile: what somebody else does when @instead has dropped mmap_lock
+ * @meanwhile: what somebody else does when @instead has dropped the lock
+ * @done: somebody else has done it
  */
 struct mirror {
 	struct mmu_interval_notifier notifier;
@@ -598,6 +601,7 @@ struct mirror {
 	vm_fault_t (*instead)(struct mirror *m, struct vm_area_struct *vma,
 			      unsigned long addr, unsigned int flags);
 	void (*meanwhile)(struct mirror *m);
+	struct completion done;
 	unsigned long bad_addr;
 	vm_fault_t bad_fault;
 };
@@ -744,6 +748,26 @@ static int mirror_unlocked(struct mirror *m, unsigned long request,
 	/* The sequence is not the caller's business. */
 	m->range.notifier_seq = 0;
 	return hmm_range_fault_unlocked_timeout(&m->range, timeout);
+}
+
+static bool vma_is_locked(const struct mirror *m)
+{
+	bool locked = false;
+#ifdef CONFIG_PER_VMA_LOCK
+	struct vm_area_struct *vma;
+
+	mmap_read_lock(m->mm);
+	vma = vma_lookup(m->mm, m->addr);
+	locked = vma && rwsem_is_locked(&vma->vm_lock->lock);
+	mmap_read_unlock(m->mm);
+#endif
+	return locked;
+}
+
+static void expect_unlocked(struct kunit *test, const struct mirror *m)
+{
+	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(&m->mm->mmap_lock));
+	KUNIT_EXPECT_FALSE(test, vma_is_locked(m));
 }
 
 static unsigned long page_addr(const struct mirror *m, unsigned long nr)
@@ -950,7 +974,7 @@ static void bad_input_has_its_errno(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, m->words[0], 0x55);
 	KUNIT_EXPECT_EQ(test, anon_pages(m), 0);
 	KUNIT_EXPECT_EQ(test, m->faults, m->bad_fault ? 1 : 0);
-	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(&m->mm->mmap_lock));
+	expect_unlocked(test, m);
 }
 
 static void no_range_is_einval(struct kunit *test)
@@ -1365,6 +1389,36 @@ static void file_faults_bring_their_neighbours(struct kunit *test)
 	KUNIT_EXPECT_TRUE(test, m->words[50] & HMM_PFN_VALID);
 }
 
+/* A monitor has to answer, or somebody has locked a folio. */
+static vm_fault_t does_not_wait(struct mirror *m, struct vm_area_struct *vma,
+				unsigned long addr, unsigned int flags)
+{
+	if (!(flags & FAULT_FLAG_RETRY_NOWAIT))
+		return handle_mm_fault(vma, addr, flags, NULL);
+	KUNIT_EXPECT_TRUE(kunit_get_current_test(), flags & FAULT_FLAG_ALLOW_RETRY);
+	return VM_FAULT_RETRY;
+}
+
+/* It does not meet a monitor unannounced, and tells it from a locked folio. */
+static void locked_fault_asks_no_monitor(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
+
+	if (!IS_ENABLED(CONFIG_USERFAULTFD))
+		kunit_skip(test, "no userfaultfd");
+	m->instead = does_not_wait;
+	vma_flags_change(m, VM_UFFD_MISSING, 0);
+	KUNIT_EXPECT_EQ(test, mirror_all(m, ASK_READ), -EFAULT);
+	KUNIT_EXPECT_EQ(test, m->faults, 1);
+
+	/* Holes are nothing to a monitor that looks after protected pages alone. */
+	vma_flags_change(m, VM_UFFD_WP, VM_UFFD_MISSING);
+	KUNIT_EXPECT_EQ(test, mirror_all(m, ASK_READ), 0);
+	KUNIT_EXPECT_EQ(test, m->faults, 2 * MAP_PAGES);
+	KUNIT_EXPECT_EQ(test, mirror_all(m, ASK_WRITE), -EBUSY);
+	vma_flags_change(m, 0, VM_UFFD_WP);
+}
+
 /* hmm_range_fault_unlocked_timeout() */
 
 #define MAY_WAIT	(FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_KILLABLE)
@@ -1397,7 +1451,7 @@ static void expect_all_writable(struct kunit *test, struct mirror *m,
 	}
 	KUNIT_EXPECT_FALSE(test, mmu_interval_read_retry(&m->notifier,
 							 m->range.notifier_seq));
-	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(&m->mm->mmap_lock));
+	expect_unlocked(test, m);
 }
 
 static void unlocked_sees_to_lock_and_sequence(struct kunit *test)
@@ -1427,31 +1481,79 @@ static void unlocked_tries_again_after_cow(struct kunit *test)
 	expect_all_writable(test, m, MAP_PAGES);
 }
 
-/* Somebody maps memory meanwhile, and is not waited for. */
+static vm_fault_t without_mmap_lock(struct mirror *m, struct vm_area_struct *vma,
+				    unsigned long addr, unsigned int flags)
+{
+	struct kunit *test = kunit_get_current_test();
+
+	KUNIT_EXPECT_TRUE(test, flags & FAULT_FLAG_VMA_LOCK);
+	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(&m->mm->mmap_lock));
+	return handle_mm_fault(vma, addr, flags, NULL);
+}
+
 static void one_vma_needs_no_mmap_lock(struct kunit *test)
 {
 	struct mirror *m = mirror_map_small(test, 2 * PMD_NR, PROT_READ | PROT_WRITE);
 
 	if (!IS_ENABLED(CONFIG_PER_VMA_LOCK))
 		kunit_skip(test, "VMAs have no lock");
-	/* For the first page of a VMA its anon_vma is made, under mmap_lock. */
-	m->range.end = m->range.start + PAGE_SIZE;
-	KUNIT_ASSERT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), 0);
-
-	m->range.end = m->range.start + (2 * PMD_NR << PAGE_SHIFT);
-	mmap_write_lock(m->mm);
+	m->instead = without_mmap_lock;
 	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), 0);
-	mmap_write_unlock(m->mm);
-	KUNIT_EXPECT_EQ(test, m->faults, 2 * PMD_NR - 1);
-	expect_all_writable(test, m, 2 * PMD_NR);
-
-	/* Nor if nothing is to be done. */
-	mmap_write_lock(m->mm);
-	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), 0);
-	mmap_write_unlock(m->mm);
-	KUNIT_EXPECT_EQ(test, m->faults, 0);
+	KUNIT_EXPECT_EQ(test, m->faults, 2 * PMD_NR);
 	expect_all_writable(test, m, 2 * PMD_NR);
 }
+
+#ifdef CONFIG_PER_VMA_LOCK
+
+static int write_lock_vma(void *data)
+{
+	struct mirror *m = data;
+
+	mmap_write_lock(m->mm);
+	vma_start_write(vma_lookup(m->mm, m->addr));
+	mmap_write_unlock(m->mm);
+	complete(&m->done);
+	return 0;
+}
+
+/* During the second fault somebody wants to change the VMA. */
+static vm_fault_t writer_comes(struct mirror *m, struct vm_area_struct *vma,
+			       unsigned long addr, unsigned int flags)
+{
+	unsigned long began = jiffies;
+
+	if (m->faults == 2) {
+		kthread_run(write_lock_vma, m, "hmm_test");
+		while (!rwsem_is_contended(&vma->vm_lock->lock) &&
+		       time_before(jiffies, began + PLENTY))
+			schedule_timeout_uninterruptible(1);
+	}
+	return handle_mm_fault(vma, addr, flags, NULL);
+}
+
+static void writer_waits_for_one_fault(struct kunit *test)
+{
+	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
+
+	init_completion(&m->done);
+	m->instead = writer_comes;
+	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), 0);
+	KUNIT_EXPECT_TRUE(test, wait_for_completion_timeout(&m->done, PLENTY));
+	KUNIT_EXPECT_EQ(test, m->faults, MAP_PAGES);
+	/* The first two had the VMA's lock, the others had mmap_lock. */
+	KUNIT_EXPECT_TRUE(test, m->flags_of_any & FAULT_FLAG_VMA_LOCK);
+	KUNIT_EXPECT_FALSE(test, m->flags_of_all & FAULT_FLAG_VMA_LOCK);
+	expect_all_writable(test, m, MAP_PAGES);
+}
+
+#else
+
+static void writer_waits_for_one_fault(struct kunit *test)
+{
+	kunit_skip(test, "VMAs have no lock");
+}
+
+#endif /* CONFIG_PER_VMA_LOCK */
 
 /* Two VMAs have no common lock but mmap_lock. */
 static void two_vmas_need_mmap_lock(struct kunit *test)
@@ -1493,8 +1595,9 @@ static void fault_gets_mmap_lock(struct kunit *test)
 		kunit_skip(test, "VMAs have no lock");
 	m->instead = insist_on_mmap_lock;
 	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), 0);
-	/* It is asked once, and not for each page. */
+	/* It is asked once, and not for each page; and may still wait, if it has to. */
 	KUNIT_EXPECT_EQ(test, m->faults, MAP_PAGES + 1);
+	KUNIT_EXPECT_EQ(test, m->tried_faults, 0);
 	expect_all_writable(test, m, MAP_PAGES);
 }
 
@@ -1533,7 +1636,8 @@ static void every_fault_may_drop_the_lock(struct kunit *test)
 
 	m->instead = wait_at_first;
 	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), 0);
-	KUNIT_EXPECT_EQ(test, m->faults, 2 * MAP_PAGES);
+	/* The first one lets go of the VMA's lock, and then of mmap_lock. */
+	KUNIT_EXPECT_EQ(test, m->faults, 2 * MAP_PAGES + !!IN_VMA);
 	KUNIT_EXPECT_EQ(test, m->tried_faults, MAP_PAGES);
 	expect_all_writable(test, m, MAP_PAGES);
 }
@@ -1581,7 +1685,7 @@ static void vma_is_looked_up_again(struct kunit *test)
 	m->meanwhile = unmap_all;
 	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), -EFAULT);
 	KUNIT_EXPECT_EQ(test, m->faults, 1);
-	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(&m->mm->mmap_lock));
+	expect_unlocked(test, m);
 }
 
 /* All pages are there but the one whose fault waits, in the second page table. */
@@ -1603,7 +1707,7 @@ static void wait_keeps_results(struct kunit *test)
 	unsigned int before = m->invalidations;
 
 	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), 0);
-	KUNIT_EXPECT_EQ(test, m->faults, 2);
+	KUNIT_EXPECT_EQ(test, m->faults, 2 + !!IN_VMA);
 	KUNIT_EXPECT_EQ(test, m->invalidations, before);
 	expect_all_writable(test, m, 2 * PMD_NR);
 }
@@ -1615,8 +1719,11 @@ static void results_from_before_a_wait_are_not_stale(struct kunit *test)
 
 	m->meanwhile = drop_first_page;
 	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), 0);
-	/* A wait for the last page, then two faults for each of the two. */
-	KUNIT_EXPECT_EQ(test, m->faults, 5);
+	/*
+	 * A wait for the last page, then two faults for each of the two, and one
+	 * more for the first of them with the VMA's lock.
+	 */
+	KUNIT_EXPECT_EQ(test, m->faults, 5 + !!IN_VMA);
 	KUNIT_EXPECT_EQ(test, m->tried_faults, 2);
 	expect_all_writable(test, m, 2 * PMD_NR);
 }
@@ -1690,7 +1797,7 @@ static void storm_ends_at_the_timeout(struct kunit *test)
 	KUNIT_EXPECT_GE(test, jiffies - began, timeout);
 	KUNIT_EXPECT_LT(test, jiffies - began, PLENTY);
 	KUNIT_EXPECT_GT(test, m->faults, 1);
-	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(&m->mm->mmap_lock));
+	expect_unlocked(test, m);
 }
 
 static void storm_without_timeout_is_outlasted(struct kunit *test)
@@ -1713,7 +1820,7 @@ static void storm_without_timeout_ends_when_killed(struct kunit *test)
 	flush_signals(current);
 	KUNIT_EXPECT_EQ(test, ret, -EINTR);
 	KUNIT_EXPECT_EQ(test, m->faults, 100);
-	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(&m->mm->mmap_lock));
+	expect_unlocked(test, m);
 }
 
 static void sleep_and_move_sequence(struct mirror *m)
@@ -1749,7 +1856,7 @@ static void killed_while_a_fault_waits(struct kunit *test)
 	flush_signals(current);
 	KUNIT_EXPECT_EQ(test, ret, -EINTR);
 	KUNIT_EXPECT_EQ(test, m->faults, 1);
-	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(&m->mm->mmap_lock));
+	expect_unlocked(test, m);
 }
 
 /* The notifier keeps the mm_struct, which is not enough. */
@@ -1989,8 +2096,10 @@ static struct kunit_case hmm_test_cases[] = {
 	KUNIT_CASE_PARAM(failed_fault_tells_why_and_where, failure_gen_params),
 	KUNIT_CASE(range_may_cross_page_tables),
 	KUNIT_CASE(file_faults_bring_their_neighbours),
+	KUNIT_CASE(locked_fault_asks_no_monitor),
 	KUNIT_CASE(only_unlocked_faults_may_wait),
 	KUNIT_CASE(one_vma_needs_no_mmap_lock),
+	KUNIT_CASE(writer_waits_for_one_fault),
 	KUNIT_CASE(two_vmas_need_mmap_lock),
 	KUNIT_CASE(fault_gets_mmap_lock),
 	KUNIT_CASE(unlocked_sees_to_lock_and_sequence),
