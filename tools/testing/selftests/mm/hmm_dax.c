@@ -89,49 +89,20 @@ FIXTURE_TEARDOWN(file)
 	dm_close(&self->dev);
 }
 
-/* The whole file at an aligned address, as it would be with large pages. */
-static int map_file(struct dm_mem *m, int fd, long pages, int flags)
-{
-	void *room = dm_aligned((pages * DM_PAGE + DM_HUGE - 1) & -DM_HUGE, PROT_NONE);
-
-	if (room == MAP_FAILED)
-		return -ENOMEM;
-	return dm_adopt(m, mmap(room, pages * DM_PAGE, PROT_READ | PROT_WRITE,
-				flags | MAP_FIXED, fd, 0), pages);
-}
-
-/* Blocks for all of it, new content through write(), and a mapping. */
+/* Blocks for all of it, content, and a mapping. */
 static int fill_file(struct dm_mem *m, int fd, long pages, int flags)
 {
-	unsigned char page[DM_PAGE];
-	long i;
 	int err;
 
 	if (fallocate(fd, 0, 0, pages * DM_PAGE))
 		return -errno;
-	err = map_file(m, fd, pages, flags);
-	if (err)
-		return err;
-	dm_retag(m, 0, pages);
-	for (i = 0; i < pages; i++) {
-		dm_paint(page, m->tag[i]);
-		if (pwrite(fd, page, DM_PAGE, i * DM_PAGE) != (ssize_t)DM_PAGE)
-			return -EIO;
-	}
-	return 0;
+	err = dm_map_file(m, fd, pages, flags);
+	return err ? err : dm_write_file(m, fd);
 }
 
-/* First page of which read() gives something else than the model. */
 static long file_wrong(const struct dm_mem *m, int fd)
 {
-	unsigned char page[DM_PAGE];
-	unsigned long i;
-
-	for (i = 0; i < m->pages; i++)
-		if (pread(fd, page, DM_PAGE, i * DM_PAGE) != (ssize_t)DM_PAGE ||
-		    !dm_page_is(page, m->tag[i]))
-			return i;
-	return DM_ALL_RIGHT;
+	return dm_file_wrong(fd, m->tag, m->pages);
 }
 
 TEST_F(file, device_sees_the_file)
@@ -167,7 +138,7 @@ TEST_F(file, device_writes_a_hole)
 	struct stat before, after;
 
 	ASSERT_EQ(0, ftruncate(self->fd, NPAGES * DM_PAGE));
-	ASSERT_EQ(0, map_file(m, self->fd, NPAGES, MAP_SHARED));
+	ASSERT_EQ(0, dm_map_file(m, self->fd, NPAGES, MAP_SHARED));
 	EXPECT_DEVICE_SEES(&self->dev, m, 0, NPAGES);
 	EXPECT_AT(&self->dev, m, 0, NPAGES, AT_ZERO);
 	EXPECT_EQ(0, dm_count_perm(&self->dev, m, 0, NPAGES, HMM_DMIRROR_PROT_WRITE));
@@ -279,7 +250,7 @@ TEST_F(file, private_mapping_is_copied)
 	struct dm_mem file = { };
 
 	ASSERT_EQ(0, fill_file(&file, self->fd, NPAGES, MAP_SHARED));
-	ASSERT_EQ(0, map_file(m, self->fd, NPAGES, MAP_PRIVATE));
+	ASSERT_EQ(0, dm_map_file(m, self->fd, NPAGES, MAP_PRIVATE));
 	memcpy(m->tag, file.tag, NPAGES * sizeof(*m->tag));
 	EXPECT_DEVICE_SEES(&self->dev, m, 0, NPAGES);
 	ASSERT_EQ(0, dm_dev_write(&self->dev, m, 0, 4));
@@ -362,7 +333,7 @@ FIXTURE_SETUP(device)
 	globfree(&names);
 	self->fd = open(self->path, O_RDWR | O_CLOEXEC);
 	ASSERT_LE(0, self->fd);
-	ASSERT_EQ(0, map_file(&self->m, self->fd, NHUGE, MAP_SHARED));
+	ASSERT_EQ(0, dm_map_file(&self->m, self->fd, NHUGE, MAP_SHARED));
 	dm_cpu_write(&self->m, 0, NHUGE);
 }
 
@@ -391,7 +362,7 @@ TEST_F(device, faults_of_the_mirror)
 {
 	struct dm_mem *m = &self->m, again = { };
 
-	ASSERT_EQ(0, map_file(&again, self->fd, NHUGE, MAP_SHARED));
+	ASSERT_EQ(0, dm_map_file(&again, self->fd, NHUGE, MAP_SHARED));
 	memcpy(again.tag, m->tag, NHUGE * sizeof(*m->tag));
 	EXPECT_AT(&self->dev, &again, 0, NHUGE, AT_NOWHERE);
 	EXPECT_DEVICE_SEES(&self->dev, &again, 7, 1);

@@ -262,6 +262,34 @@ static inline void *dm_aligned(unsigned long len, int prot)
 	return p + head;
 }
 
+/* A file at an address where it could be mapped in large pieces. */
+static inline int dm_map_file(struct dm_mem *m, int fd, unsigned long pages,
+			      int flags)
+{
+	void *room = dm_aligned((pages * DM_PAGE + DM_HUGE - 1) & -DM_HUGE,
+				PROT_NONE);
+
+	if (room == MAP_FAILED)
+		return -ENOMEM;
+	return dm_adopt(m, mmap(room, pages * DM_PAGE, PROT_READ | PROT_WRITE,
+				flags | MAP_FIXED, fd, 0), pages);
+}
+
+/* New content for a file that is mapped, but not through the mapping. */
+static inline int dm_write_file(struct dm_mem *m, int fd)
+{
+	unsigned char page[DM_PAGE];
+	unsigned long i;
+
+	dm_retag(m, 0, m->pages);
+	for (i = 0; i < m->pages; i++) {
+		dm_paint(page, m->tag[i]);
+		if (pwrite(fd, page, DM_PAGE, i * DM_PAGE) != (ssize_t)DM_PAGE)
+			return -EIO;
+	}
+	return 0;
+}
+
 /* Sum of a field of smaps over the VMAs of some memory, in kB. */
 static inline long dm_smaps_kb(const struct dm_mem *m, const char *field)
 {
@@ -469,6 +497,19 @@ static inline long dm_copy_wrong(const struct dm_mem *m, long first, long n,
 	for (i = 0; i < n; i++)
 		if (!dm_page_is(copy + i * DM_PAGE, m->tag[first + i]))
 			return first + i;
+	return DM_ALL_RIGHT;
+}
+
+/* First page of which read() gives something else. */
+static inline long dm_file_wrong(int fd, const uint64_t *tag, long pages)
+{
+	unsigned char page[DM_PAGE];
+	long i;
+
+	for (i = 0; i < pages; i++)
+		if (pread(fd, page, DM_PAGE, i * DM_PAGE) != (ssize_t)DM_PAGE ||
+		    !dm_page_is(page, tag[i]))
+			return i;
 	return DM_ALL_RIGHT;
 }
 

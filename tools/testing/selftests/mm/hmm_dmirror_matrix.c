@@ -1176,14 +1176,7 @@ static int write_file(int fd, struct dm_mem *m)
 
 static long file_wrong(int fd, const uint64_t *tag)
 {
-	char buf[DM_PAGE];
-	long i;
-
-	for (i = 0; i < FILE_PAGES; i++)
-		if (pread(fd, buf, DM_PAGE, i * DM_PAGE) != (ssize_t)DM_PAGE ||
-		    !dm_page_is(buf, tag[i]))
-			return i;
-	return DM_ALL_RIGHT;
+	return dm_file_wrong(fd, tag, FILE_PAGES);
 }
 
 static int map_file(struct dm_mem *m, int fd, int flags)

@@ -163,27 +163,12 @@ TEST_F(count, a_huge_page_is_one_fault)
 	dm_free(&m);
 }
 
-/* @pages of a file in memory, all there, none mapped; aligned to a huge page. */
+/* @pages of a file in memory, all there, none mapped. */
 static int map_file(struct dm_mem *m, int fd, long pages)
 {
-	char *p = dm_aligned(pages * DM_PAGE, PROT_NONE);
-	char page[DM_PAGE];
-	long i;
-	int err;
+	int err = dm_map_file(m, fd, pages, MAP_SHARED);
 
-	if (fd < 0 || p == MAP_FAILED)
-		return -EBADF;
-	err = dm_adopt(m, mmap(p, pages * DM_PAGE, PROT_READ | PROT_WRITE,
-			       MAP_SHARED | MAP_FIXED, fd, 0), pages);
-	if (err)
-		return err;
-	dm_retag(m, 0, pages);
-	for (i = 0; i < pages; i++) {
-		dm_paint(page, m->tag[i]);
-		if (pwrite(fd, page, DM_PAGE, i * DM_PAGE) != (ssize_t)DM_PAGE)
-			return -EIO;
-	}
-	return 0;
+	return err ? err : dm_write_file(m, fd);
 }
 
 TEST_F(count, a_file_comes_with_its_neighbours)
