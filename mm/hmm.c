@@ -1252,23 +1252,38 @@ static pmd_t *hmm_find_pmd(struct mm_struct *mm, unsigned long addr)
 }
 
 /*
- * May a monitor of userfaultfd be asked about the page that is in need? What has
- * no PTE to look at is taken for it.
+ * A fault of the page in need has not waited. Was it for a monitor? Other reasons
+ * are folios that somebody has locked. Tables of hugetlb are not to be looked at,
+ * and its faults wait for nobody else.
  */
-static bool hmm_is_for_monitor(const struct hmm_walk *hw)
+static bool hmm_was_for_monitor(const struct hmm_walk *hw)
 {
-	pmd_t *pmdp = hmm_find_pmd(hw->vma->vm_mm, hw->addr);
+	struct vm_area_struct *vma = hw->vma;
+	bool missing = userfaultfd_missing(vma) || userfaultfd_minor(vma);
+	bool wp = hw->need == HMM_NEED_WRITE && userfaultfd_wp(vma) &&
+		  !userfaultfd_wp_async(vma);
+	pmd_t *pmdp, pmd;
 	pte_t *ptep, pte;
 
-	ptep = pmdp ? pte_offset_map(pmdp, hw->addr) : NULL;
-	if (!ptep)
+	if (is_vm_hugetlb_page(vma))
 		return true;
+	pmdp = hmm_find_pmd(vma->vm_mm, hw->addr);
+	if (!pmdp)
+		return missing;
+	pmd = pmdp_get_lockless(pmdp);
+	if (pmd_none(pmd))
+		return missing;
+	if (hmm_pmd_is_leaf(pmd))
+		return wp && pmd_uffd_wp(pmd);
+	ptep = pte_offset_map(pmdp, hw->addr);
+	if (!ptep)
+		return false;
 	pte = ptep_get_lockless(ptep);
 	pte_unmap(ptep);
-	if (pte_present(pte))
-		return hw->need == HMM_NEED_WRITE && pte_uffd_wp(pte);
-	return pte_none_mostly(pte) &&
-	       (userfaultfd_missing(hw->vma) || userfaultfd_minor(hw->vma));
+	if (pte_none_mostly(pte))
+		return missing;
+	return wp && (pte_present(pte) ? pte_uffd_wp(pte) :
+					 pte_swp_uffd_wp(pte));
 }
 
 /*
@@ -1286,7 +1301,7 @@ static vm_fault_t hmm_fault_locked(struct hmm_walk *hw, unsigned int flags)
 					 FAULT_FLAG_RETRY_NOWAIT);
 		if (!(fault & VM_FAULT_RETRY))
 			return fault;
-		if (hmm_is_for_monitor(hw))
+		if (hmm_was_for_monitor(hw))
 			return VM_FAULT_SIGBUS;
 	}
 	return hmm_handle_fault(hw->vma, hw->addr, flags);

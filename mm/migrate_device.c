@@ -697,18 +697,23 @@ static int check_device_pfns(unsigned long start, unsigned long npages)
 
 /*
  * Why not to move the folio of @page, which is locked, or 0. It may have been
- * another one when it was looked up. Or a fault has just moved the page, or its
- * last mapping has gone: who maps no page any more is about to free it, and what
- * it belonged to, memcg and all, may be the destination's already. New ones are
- * locked until they are mapped.
+ * another one when it was looked up. Or a migration has just moved it, or its
+ * last mapping has gone: what is not mapped is about to be freed, and all that it
+ * was, down to its memcg, may be the destination's already. New ones are locked
+ * until they are mapped. A batch of munlock() may have the last reference.
  */
-static enum migrate_stay check_claim(struct folio *folio, struct page *page)
+static enum migrate_stay check_claim(struct folio *folio, struct page *page,
+				     bool *drained)
 {
 	if (folio_page_idx(folio, page) >= folio_nr_pages(folio) ||
 	    page_folio(page) != folio)
 		return MIGRATE_STAY_FREE;
 	if (folio_mapped(folio))
 		return MIGRATE_STAY_UNSELECTED;
+	if (folio_ref_count(folio) > 1 && !*drained) {
+		lru_add_drain_all();
+		*drained = true;
+	}
 	return folio_ref_count(folio) > 1 ? MIGRATE_STAY_PINNED :
 					    MIGRATE_STAY_FREE;
 }
@@ -718,7 +723,8 @@ static enum migrate_stay check_claim(struct folio *folio, struct page *page)
  * says of its folio may be old.
  */
 static enum migrate_stay claim_device_folio(struct page *page,
-					    struct folio **foliop)
+					    struct folio **foliop,
+					    bool *drained)
 {
 	struct folio *folio = page_folio(page);
 	enum migrate_stay why;
@@ -729,7 +735,7 @@ static enum migrate_stay claim_device_folio(struct page *page,
 		folio_put(folio);
 		return MIGRATE_STAY_LOCKED;
 	}
-	why = check_claim(folio, page);
+	why = check_claim(folio, page, drained);
 	if (why) {
 		folio_unlock(folio);
 		folio_put(folio);
@@ -744,7 +750,7 @@ static enum migrate_stay claim_device_folio(struct page *page,
  * no more than @room pages; one that goes beyond is split. Return how many.
  */
 static unsigned long claim_device_page(unsigned long *src, unsigned long pfn,
-				       unsigned long room)
+				       unsigned long room, bool *drained)
 {
 	struct page *page = pfn_to_page(pfn);
 	enum migrate_stay why;
@@ -752,7 +758,7 @@ static unsigned long claim_device_page(unsigned long *src, unsigned long pfn,
 	unsigned long nr;
 
 	for (;;) {
-		why = claim_device_folio(page, &folio);
+		why = claim_device_folio(page, &folio, drained);
 		if (why)
 			break;
 		nr = folio_nr_pages(folio);
@@ -803,13 +809,15 @@ int migrate_device_range(unsigned long *src_pfns, unsigned long start,
 			 unsigned long npages)
 {
 	int err = check_device_pfns(start, npages);
+	bool drained = false;
 	unsigned long i;
 
 	if (err)
 		return err;
 
 	for (i = 0; i < npages; )
-		i += claim_device_page(&src_pfns[i], start + i, npages - i);
+		i += claim_device_page(&src_pfns[i], start + i, npages - i,
+				       &drained);
 	unmap_device_pages(src_pfns, npages);
 	return 0;
 }
@@ -838,6 +846,7 @@ static unsigned long nr_in_a_row(const unsigned long *pfns, unsigned long n)
 int migrate_device_pfns(unsigned long *src_pfns, unsigned long npages)
 {
 	unsigned long i, k, n, row;
+	bool drained = false;
 	int err;
 
 	for (i = 0; i < npages; i += n) {
@@ -852,7 +861,7 @@ int migrate_device_pfns(unsigned long *src_pfns, unsigned long npages)
 		row = nr_in_a_row(&src_pfns[i], npages - i);
 		for (k = 0; k < row; )
 			k += claim_device_page(&src_pfns[i + k], pfn + k,
-					       row - k);
+					       row - k, &drained);
 	}
 	unmap_device_pages(src_pfns, npages);
 	return 0;
