@@ -169,6 +169,13 @@ contained() {
 
 progress() { "$REPO/scripts/progress.py" "$@"; }
 
+put_text() {		# stdin to $1, if it differs
+	local new=$1.new
+
+	cat > "$new"
+	if cmp -s "$new" "$1"; then rm -f "$new"; else mv "$new" "$1"; fi
+}
+
 # ---- a configuration from fragments, and a build with a display ----
 
 fragments=()
@@ -207,7 +214,7 @@ configure() {
 	local stamp
 
 	mkdir -p "$OUT"
-	merge_fragments > "$OUT/fragment"
+	merge_fragments | put_text "$OUT/fragment"
 	stamp=$({ cat "$OUT/fragment"; gcc --version; echo "$TREE"
 		  find "$TREE/mm" "$TREE/lib" "$TREE/drivers/gpu/drm" -name 'Kconfig*' |
 			sort | xargs cat; } | sha256sum)
