@@ -81,9 +81,6 @@
 /* Pages in one ioctl: 4 GiB. */
 #define DMIRROR_MAX_PAGES	BIT(20)
 
-/* How long RELEASE and the last close try to get pages back. */
-#define DMIRROR_EVICT_TIME	(10 * HZ)
-
 /*
  * Tags of entries in the device's page table; without one, it may only read.
  * Exclusive entries are writable, too.
@@ -110,6 +107,10 @@ MODULE_PARM_DESC(chunk_mb, "MiB by which a private device grows (256)");
 static unsigned int private_mb;
 module_param(private_mb, uint, 0400);
 MODULE_PARM_DESC(private_mb, "MiB up to which a private device grows (0: no limit)");
+
+static unsigned int evict_ms = 10000;
+module_param(evict_ms, uint, 0600);
+MODULE_PARM_DESC(evict_ms, "How long RELEASE and the last close try to get pages back (10000)");
 
 struct dmirror_device {
 	struct cdev		cdev;
@@ -1042,11 +1043,16 @@ static int dmirror_run(struct dmirror *dm, const struct dmirror_op *op,
 	return err;
 }
 
+static unsigned long dmirror_evict_time(void)
+{
+	return msecs_to_jiffies(READ_ONCE(evict_ms));
+}
+
 static int dmirror_shrink(struct dmirror_device *device)
 {
 	if (!capable(CAP_SYS_ADMIN))
 		return -EPERM;
-	return hmm_devmem_shrink(device->devmem, DMIRROR_EVICT_TIME);
+	return hmm_devmem_shrink(device->devmem, dmirror_evict_time());
 }
 
 static int dmirror_set_flags(struct dmirror_device *device, __u64 flags)
@@ -1160,7 +1166,7 @@ static int dmirror_release(struct inode *inode, struct file *file)
 
 	/* The last user is gone: what is left in the memory goes home. */
 	if (atomic_dec_and_test(&device->nr_users))
-		hmm_devmem_evict(device->devmem, DMIRROR_EVICT_TIME, &result);
+		hmm_devmem_evict(device->devmem, dmirror_evict_time(), &result);
 	return 0;
 }
 

@@ -133,7 +133,14 @@ def make_plans(args):
             plan.numa = True
             plans.append(plan)
         plans[0].steps.insert(-1, ("demo", "plain", "hmm_demo 16"))
-        plans += board_plans()
+        if args.kernel == "debug":
+            plans.append(driver_plan("failnth", "dmirror load", ["hmm_dmirror_failnth -t 2"],
+                                     ["madvise"]))
+    if "kunit" in wanted:
+        plan = Plan("kunit", suites=suites_in(args.tree, "mm/tests"))
+        nouveau = " ".join(suites_in(args.tree, "drivers/gpu/drm/nouveau"))
+        plan.steps.append(("kunit-nouveau", "tap", f"kunit_module nouveau {nouveau}"))
+        plans.append(plan)
     if "peer" in wanted:
         plans.append(driver_plan("peer", "dmirror load", ["hmm-tests"]))
         plans[-1].owners = True
@@ -142,14 +149,8 @@ def make_plans(args):
             # Last, because the kernel is tainted by it, and ends lock debugging.
             plan.steps.append(("licence-insmod", "tap", "licence_insmod"))
             plans.append(plan)
-    if "selftest" in wanted and args.kernel == "debug":
-        plans.append(driver_plan("failnth", "dmirror load", ["hmm_dmirror_failnth -t 2"],
-                                 ["madvise"]))
-    if "kunit" in wanted:
-        plan = Plan("kunit", suites=suites_in(args.tree, "mm/tests"))
-        nouveau = " ".join(suites_in(args.tree, "drivers/gpu/drm/nouveau"))
-        plan.steps.append(("kunit-nouveau", "tap", f"kunit_module nouveau {nouveau}"))
-        plans.append(plan)
+    if "selftest" in wanted:
+        plans += board_plans()
     return plans
 
 

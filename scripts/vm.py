@@ -119,8 +119,8 @@ def bus_board(args, logs):
         path = os.path.join(logs, f"pmem{i}")
         with open(path, "wb") as f:
             f.truncate(size << 20)
-        if mkfs:
-            subprocess.run([*mkfs.split(), path], check=True, stdin=subprocess.DEVNULL)
+        if mkfs and subprocess.run([*mkfs.split(), path], stdin=subprocess.DEVNULL).returncode:
+            sys.exit(f"error: no file system on {path}")
         cmd += ["-object", f"memory-backend-file,id=pmem{i},share=off,mem-path={path},"
                            f"size={size}M",
                 "-device", f"{kind},memdev=pmem{i}"]

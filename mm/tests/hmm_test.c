@@ -9,7 +9,6 @@
 #include <kunit/static_stub.h>
 #include <kunit/test.h>
 #include <kunit/test-bug.h>
-#include <linux/completion.h>
 #include <linux/hmm.h>
 #include <linux/huge_mm.h>
 #include <linux/kthread.h>
@@ -580,7 +579,7 @@ static void private_folio_is_copied(struct kunit *test)
  * @instead: what a fault does if it is not to do what it always does; it may put
  *	itself out of action. Returns what the fault returns
  * @meanwhile: what somebody else does when @instead has dropped the lock
- * @done: somebody else has done it
+ * @writer: who wants to change the VMA
  */
 struct mirror {
 	struct mmu_interval_notifier notifier;
@@ -601,7 +600,7 @@ struct mirror {
 	vm_fault_t (*instead)(struct mirror *m, struct vm_area_struct *vma,
 			      unsigned long addr, unsigned int flags);
 	void (*meanwhile)(struct mirror *m);
-	struct completion done;
+	struct task_struct *writer;
 	unsigned long bad_addr;
 	vm_fault_t bad_fault;
 };
@@ -1512,7 +1511,6 @@ static int write_lock_vma(void *data)
 	mmap_write_lock(m->mm);
 	vma_start_write(vma_lookup(m->mm, m->addr));
 	mmap_write_unlock(m->mm);
-	complete(&m->done);
 	return 0;
 }
 
@@ -1523,7 +1521,11 @@ static vm_fault_t writer_comes(struct mirror *m, struct vm_area_struct *vma,
 	unsigned long began = jiffies;
 
 	if (m->faults == 2) {
-		kthread_run(write_lock_vma, m, "hmm_test");
+		m->writer = kthread_create(write_lock_vma, m, "hmm_test");
+		if (IS_ERR(m->writer))
+			return VM_FAULT_OOM;
+		get_task_struct(m->writer);
+		wake_up_process(m->writer);
 		while (!rwsem_is_contended(&vma->vm_lock->lock) &&
 		       time_before(jiffies, began + PLENTY))
 			schedule_timeout_uninterruptible(1);
@@ -1535,10 +1537,10 @@ static void writer_waits_for_one_fault(struct kunit *test)
 {
 	struct mirror *m = mirror_map_small(test, MAP_PAGES, PROT_READ | PROT_WRITE);
 
-	init_completion(&m->done);
 	m->instead = writer_comes;
 	KUNIT_EXPECT_EQ(test, mirror_unlocked(m, ASK_WRITE, PLENTY), 0);
-	KUNIT_EXPECT_TRUE(test, wait_for_completion_timeout(&m->done, PLENTY));
+	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, m->writer);
+	KUNIT_EXPECT_EQ(test, kthread_stop_put(m->writer), 0);
 	KUNIT_EXPECT_EQ(test, m->faults, MAP_PAGES);
 	/* The first two had the VMA's lock, the others had mmap_lock. */
 	KUNIT_EXPECT_TRUE(test, m->flags_of_any & FAULT_FLAG_VMA_LOCK);

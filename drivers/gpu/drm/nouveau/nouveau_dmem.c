@@ -685,7 +685,7 @@ void nouveau_dmem_suspend(struct nouveau_drm *drm)
 
 	if (!dmem)
 		return;
-	if (hmm_devmem_evict(dmem->pool, SUSPEND_TIMEOUT, &result))
+	if (hmm_devmem_evict(dmem->pool, dmem->suspend_timeout, &result))
 		NV_ERROR(drm, "DMEM: pages stay in VRAM over suspend\n");
 
 	guard(mutex)(&dmem->chunk_lock);
@@ -758,6 +758,7 @@ void nouveau_dmem_setup(struct nouveau_dmem *dmem, struct nouveau_drm *drm,
 {
 	dmem->drm = drm;
 	dmem->chan = chan;
+	dmem->suspend_timeout = SUSPEND_TIMEOUT;
 	mutex_init(&dmem->orphan_lock);
 	INIT_LIST_HEAD(&dmem->orphans);
 	mutex_init(&dmem->chunk_lock);

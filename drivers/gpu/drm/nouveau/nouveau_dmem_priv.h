@@ -27,6 +27,7 @@ struct page;
  * @pool: the pages; NULL until there is one
  * @chan: channel with a copy engine, shared with TTM under its client's mutex
  * @asleep: chunks did not get their VRAM back when the board woke up
+ * @suspend_timeout: how long to try to empty the board before it sleeps, in jiffies
  * @orphan_lock: protects @orphans; the mutex of @chan's client nests in it
  * @orphans: jobs that the engine has not finished in time
  * @chunk_lock: protects @chunks
@@ -37,6 +38,7 @@ struct nouveau_dmem {
 	struct hmm_devmem	*pool;
 	struct nouveau_channel	*chan;
 	bool			asleep;
+	unsigned long		suspend_timeout;
 	struct mutex		orphan_lock;	/* orphans */
 	struct list_head	orphans;
 	struct mutex		chunk_lock;	/* chunks */

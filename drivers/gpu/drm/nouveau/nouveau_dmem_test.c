@@ -810,6 +810,7 @@ static void fini_gives_up_pages_without_vram(struct kunit *test)
 	write_pages(b);
 	KUNIT_EXPECT_EQ(test, to_vram(b).moved, NPAGES);
 	b->map_left = 0;
+	b->dmem.suspend_timeout = HZ / 10;
 	nouveau_dmem_suspend(b->drm);
 	b->map_left = -1;
 	b->pin_err = -ENOSPC;

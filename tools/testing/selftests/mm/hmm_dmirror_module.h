@@ -36,6 +36,7 @@ static inline void dm_module_params(char *text, size_t size)
 {
 	static const char * const name[] = {
 		"spm_addr_dev0", "spm_addr_dev1", "spm_mb", "chunk_mb", "private_mb",
+		"evict_ms",
 	};
 	size_t i;
 
