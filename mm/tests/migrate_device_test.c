@@ -34,6 +34,7 @@
  * @next_free: device pages are handed out once, in order
  * @freed: how often page_free was called
  * @faults: how often migrate_to_ram was called
+ * @fault_flags: FAULT_FLAG_* of the last time
  * @walks: how often the mirror began to walk
  * @mirror_faults: how many faults it caused
  * @fault_result: what these return instead, if not 0
@@ -43,6 +44,7 @@ struct mock {
 	unsigned long next_free;
 	atomic_t freed;
 	int faults;
+	unsigned int fault_flags;
 	int walks;
 	int mirror_faults;
 	vm_fault_t fault_result;
@@ -100,6 +102,7 @@ static vm_fault_t mock_migrate_to_ram(struct vm_fault *vmf)
 	struct page *page;
 
 	mock->faults++;
+	mock->fault_flags = vmf->flags;
 	if (migrate_vma_setup(&args))
 		return VM_FAULT_SIGBUS;
 	if (src & MIGRATE_PFN_MIGRATE) {
@@ -274,6 +277,52 @@ static void pages_go_and_come_back_on_cpu_access(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, mock->faults, NPAGES);
 	KUNIT_EXPECT_EQ(test, atomic_read(&mock->freed), NPAGES);
 }
+
+#ifdef CONFIG_PER_VMA_LOCK
+
+/* As the CPU's fault handler does it first. */
+static vm_fault_t fault_with_vma_lock(struct mock *mock)
+{
+	struct vm_area_struct *vma = lock_vma_under_rcu(current->mm, mock->buf);
+	vm_fault_t ret;
+
+	KUNIT_ASSERT_NOT_NULL(mock->test, vma);
+	ret = handle_mm_fault(vma, mock->buf,
+			      FAULT_FLAG_DEFAULT | FAULT_FLAG_VMA_LOCK, NULL);
+	if (!(ret & (VM_FAULT_RETRY | VM_FAULT_COMPLETED)))
+		vma_end_read(vma);
+	KUNIT_EXPECT_FALSE(mock->test, rwsem_is_locked(&vma->vm_lock->lock));
+	return ret;
+}
+
+static void driver_may_say_that_the_vma_lock_will_do(struct kunit *test)
+{
+	struct mock *mock = test->priv;
+
+	write_pattern(mock);
+	KUNIT_EXPECT_EQ(test, migrate_to_device(mock), NPAGES);
+	mock->pgmap.flags = PGMAP_FAULT_VMA_LOCK;
+	KUNIT_EXPECT_EQ(test, fault_with_vma_lock(mock), 0);
+	KUNIT_EXPECT_EQ(test, mock->faults, 1);
+	KUNIT_EXPECT_TRUE(test, mock->fault_flags & FAULT_FLAG_VMA_LOCK);
+	expect_pattern(mock);
+	KUNIT_EXPECT_EQ(test, mock->faults, NPAGES);
+}
+
+static void driver_has_mmap_lock_by_default(struct kunit *test)
+{
+	struct mock *mock = test->priv;
+
+	write_pattern(mock);
+	KUNIT_EXPECT_EQ(test, migrate_to_device(mock), NPAGES);
+	KUNIT_EXPECT_EQ(test, fault_with_vma_lock(mock), VM_FAULT_RETRY);
+	KUNIT_EXPECT_EQ(test, mock->faults, 0);
+	expect_pattern(mock);
+	KUNIT_EXPECT_EQ(test, mock->faults, NPAGES);
+	KUNIT_EXPECT_FALSE(test, mock->fault_flags & FAULT_FLAG_VMA_LOCK);
+}
+
+#endif /* CONFIG_PER_VMA_LOCK */
 
 static void holes_become_zeroed_device_pages(struct kunit *test)
 {
@@ -854,6 +903,10 @@ static void fault_refuses_more_than_a_table(struct kunit *test)
 
 static struct kunit_case migrate_device_cases[] = {
 	KUNIT_CASE(pages_go_and_come_back_on_cpu_access),
+#ifdef CONFIG_PER_VMA_LOCK
+	KUNIT_CASE(driver_may_say_that_the_vma_lock_will_do),
+	KUNIT_CASE(driver_has_mmap_lock_by_default),
+#endif
 	KUNIT_CASE(holes_become_zeroed_device_pages),
 	KUNIT_CASE(zero_page_becomes_device_page),
 	KUNIT_CASE(range_of_device_pages_is_evicted),
