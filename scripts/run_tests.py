@@ -89,36 +89,13 @@ def driver_plan(name, load, programs, modes=THP_MODES):
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
-# What needs no machine: (name, command), both print TAP.
+# What needs no machine: (name, command) that prints TAP.
 HOST_STEPS = (
     ("harness", (sys.executable, "-B", os.path.join(HERE, "report_test.py"))),
     ("syzkaller", (sys.executable, "-B", os.path.join(HERE, "syz_test.py"))),
     ("licence", (os.path.join(HERE, "licence", "test"),)),
 )
 HOST_LIMIT = 300
-
-
-def run_host_step(name, command, args):
-    """One step here, judged like one that ran in a machine."""
-    os.makedirs(args.logs, exist_ok=True)
-    path = os.path.join(args.logs, f"{name}.log")
-    began = time.monotonic()
-    with open(path, "wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
-                                   stderr=subprocess.STDOUT, start_new_session=True,
-                                   env={**os.environ, "FLAVOUR": args.kernel})
-        try:
-            status = process.wait(HOST_LIMIT)
-        except subprocess.TimeoutExpired:
-            status = None
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    step = report.judge_step(name, "tap", {name: (report.read(path).split("\n"), status)})
-    step.seconds = time.monotonic() - began
-    sys.stderr.write(f"    [host] {name}: {step.seconds:.1f} s, status {status}\n")
-    return step
 
 
 def make_plans(args):
@@ -152,6 +129,43 @@ def make_plans(args):
     if "selftest" in wanted:
         plans += board_plans()
     return plans
+
+
+class HostPlan:
+    """What runs here."""
+    def __init__(self, name, command):
+        self.name, self.command = name, command
+
+
+class HostRun:
+    """It at work, and judged like what ran in a machine."""
+    def __init__(self, plan, args):
+        self.plan, self.now = plan, plan.name
+        os.makedirs(args.logs, exist_ok=True)
+        self.path = os.path.join(args.logs, f"{plan.name}.log")
+        self.began = time.monotonic()
+        with open(self.path, "wb") as log:
+            self.process = subprocess.Popen(
+                plan.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True, env={**os.environ, "FLAVOUR": args.kernel})
+
+    def poll(self):
+        return (self.process.poll() is not None or
+                time.monotonic() - self.began > HOST_LIMIT)
+
+    def kill(self):
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def judge(self):
+        status, name = self.process.poll(), self.plan.name
+        self.kill()
+        lines = report.read(self.path).split("\n")
+        step = report.judge_step(name, "tap", {name: (lines, status)})
+        step.seconds = time.monotonic() - self.began
+        sys.stderr.write(f"{CLEAR}    [host] {name}: {step.seconds:.1f} s, status {status}\n")
+        return [step]
 
 
 class Run:
@@ -200,12 +214,19 @@ class Run:
             self.note(self.vm.ended)
         return steps
 
+    def kill(self):
+        self.vm.kill()
+
+
+def begin(plan, args):
+    return (HostRun if isinstance(plan, HostPlan) else Run)(plan, args)
+
 
 CLEAR = "\r\x1b[K" if sys.stderr.isatty() else ""
 
 
-def run_all(plans, args, start=Run):
-    """All machines, a few at a time; their steps in the order of the plans."""
+def run_all(plans, args, start=begin):
+    """All of them, a few at a time; their steps in the order of the plans."""
     waiting, running, results = list(plans), [], {}
     began = time.monotonic()
     try:
@@ -224,7 +245,7 @@ def run_all(plans, args, start=Run):
             time.sleep(0.1)
     finally:
         for run in running:
-            run.vm.kill()
+            run.kill()
         sys.stderr.write(CLEAR)
     return [step for plan in plans for step in results[plan.name]]
 
@@ -245,11 +266,11 @@ def main():
     args.more = PATIENCE if args.kernel == "debug" else []
 
     plans = make_plans(args)
-    hosted = HOST_STEPS if "host" in (args.groups or GROUPS) else ()
-    names = [name for name, _ in hosted] + [p.name for p in plans]
-    sys.stderr.write(f">>> testing the {args.kernel} kernel: {', '.join(names)}\n")
-    steps = [run_host_step(name, command, args) for name, command in hosted]
-    steps += run_all(plans, args)
+    if "host" in (args.groups or GROUPS):
+        plans += [HostPlan(name, command) for name, command in HOST_STEPS]
+    sys.stderr.write(f">>> testing the {args.kernel} kernel: "
+                     f"{', '.join(p.name for p in plans)}\n")
+    steps = run_all(plans, args)
     sys.stdout.flush()
     report.print_ktap(steps, sys.stdout)
     report.print_summary(steps, sys.stdout)
