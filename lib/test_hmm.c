@@ -696,8 +696,7 @@ static int dmirror_dma_pages(struct dmirror *dm, struct hmm_dma_map *map,
 		}
 		dmirror_dma_copy(dev, addr, buf);
 	}
-	for (i = 0; i < n; i++)
-		*pieces += hmm_dma_unmap_pfn(dev, map, i);
+	*pieces += hmm_dma_unmap_range(dev, map, 0, n);
 	return err;
 }
 

@@ -124,7 +124,7 @@ static bool edu_invalidate(struct mmu_interval_notifier *notifier,
 	struct edu_file *f = container_of(notifier, struct edu_file, notifier);
 	unsigned long base = notifier->interval_tree.start;
 	unsigned long end = min(range->end - 1, notifier->interval_tree.last);
-	unsigned long i, start = max(range->start, base);
+	unsigned long start = max(range->start, base);
 
 	if (mmu_notifier_range_blockable(range))
 		mutex_lock(&f->lock);
@@ -132,8 +132,9 @@ static bool edu_invalidate(struct mmu_interval_notifier *notifier,
 		return false;
 	mmu_interval_set_seq(notifier, seq);
 	/* Nothing else holds addresses here, so pieces need no hmm_dma_widen(). */
-	for (i = (start - base) >> PAGE_SHIFT; i <= (end - base) >> PAGE_SHIFT; i++)
-		hmm_dma_unmap_pfn(&f->edu->pdev->dev, &f->map, i);
+	hmm_dma_unmap_range(&f->edu->pdev->dev, &f->map,
+			    (start - base) >> PAGE_SHIFT,
+			    ((end - start) >> PAGE_SHIFT) + 1);
 	mutex_unlock(&f->lock);
 	return true;
 }

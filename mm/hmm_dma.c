@@ -108,15 +108,12 @@ VISIBLE_IF_KUNIT size_t hmm_dma_piece(const unsigned long *words, const u8 *how,
 
 static unsigned long marks_of(u8 how)
 {
-	unsigned long marks = 0;
+	unsigned long marks = how & HMM_DMA_MAPPED ? HMM_PFN_DMA_MAPPED : 0;
 
-	if (how & HMM_DMA_MAPPED)
-		marks |= HMM_PFN_DMA_MAPPED;
-	if (how & HMM_DMA_PEER)
-		marks |= HMM_PFN_P2PDMA;
-	if (how & HMM_DMA_BUS)
-		marks |= HMM_PFN_P2PDMA_BUS;
-	return marks;
+	if (likely(!(how & (HMM_DMA_PEER | HMM_DMA_BUS))))
+		return marks;
+	return marks | (how & HMM_DMA_PEER ? HMM_PFN_P2PDMA : 0) |
+	       (how & HMM_DMA_BUS ? HMM_PFN_P2PDMA_BUS : 0);
 }
 
 static enum dma_data_direction direction_of(u8 how)
@@ -148,10 +145,24 @@ static bool has_one_copy(struct device *dev, size_t entry_size)
 }
 
 /* Does the device reach this memory without a bounce buffer? */
-static bool is_in_reach(struct device *dev, phys_addr_t phys, size_t size)
+static __always_inline bool is_in_reach(struct device *dev,
+					const struct hmm_dma_map *map,
+					phys_addr_t phys, size_t size)
 {
-	return !is_direct(dev) ||
+	return !map->state.direct ||
 	       dma_capable(dev, phys_to_dma(dev, phys), size, true);
+}
+
+/*
+ * Is an address no more than a matter of arithmetic? If the device has those of
+ * RAM, reaches the page and sees it as it is, nothing else is left of what the DMA
+ * API does. But kernels that check how the API is used have to see it, and tests
+ * have another one.
+ */
+static bool is_arithmetic(const struct hmm_dma_map *map)
+{
+	return !IS_ENABLED(CONFIG_DMA_API_DEBUG) &&
+	       !IS_ENABLED(CONFIG_HMM_KUNIT_TEST) && map->state.direct;
 }
 
 /* --- The DMA API, of which tests have another one ------------------------ */
@@ -214,8 +225,34 @@ static int find_peer(struct device *dev, struct page *page, size_t size,
 	}
 }
 
+/* An address for RAM, or for what is reached as if it were. */
+static __always_inline int get_addr(struct device *dev,
+				    const struct hmm_dma_map *map,
+				    unsigned long word, size_t size,
+				    enum dma_data_direction dir, dma_addr_t *addr)
+{
+	phys_addr_t phys = hmm_pfn_to_phys(word);
+
+	if (!is_in_reach(dev, map, phys, size))
+		return -EOPNOTSUPP;
+	if (is_arithmetic(map)) {
+		*addr = phys_to_dma(dev, phys);
+		return 0;
+	}
+	*addr = hmm_dma_map_page(dev, hmm_pfn_to_page(word), size, dir);
+	return dma_mapping_error(dev, *addr) ? -ENOMEM : 0;
+}
+
+static void put_addr(struct device *dev, const struct hmm_dma_map *map,
+		     dma_addr_t addr, size_t size, enum dma_data_direction dir)
+{
+	if (!is_arithmetic(map))
+		hmm_dma_unmap_page(dev, addr, size, dir);
+}
+
 /* An address for @nr pages in a row, and how it was had. */
-static int find_addr(struct device *dev, unsigned long word, size_t nr,
+static int find_addr(struct device *dev, const struct hmm_dma_map *map,
+		     unsigned long word, size_t nr,
 		     struct pci_p2pdma_map_state *state, u8 *how,
 		     dma_addr_t *addr)
 {
@@ -224,27 +261,50 @@ static int find_addr(struct device *dev, unsigned long word, size_t nr,
 	int err;
 
 	*how = HMM_DMA_MAPPED;
-	if (is_device_private_page(page))
-		return -ENXIO;
-	if (is_pci_p2pdma_page(page)) {
-		err = find_peer(dev, page, size, state, how, addr);
-		if (err || (*how & HMM_DMA_BUS))
-			return err;
+	if (is_zone_device_page(page)) {
+		if (is_device_private_page(page))
+			return -ENXIO;
+		if (is_pci_p2pdma_page(page)) {
+			err = find_peer(dev, page, size, state, how, addr);
+			if (err || (*how & HMM_DMA_BUS))
+				return err;
+		}
 	}
-	if (!is_in_reach(dev, hmm_pfn_to_phys(word), size))
-		return -EOPNOTSUPP;
-
 	if (is_zero_pfn(page_to_pfn(page)))
 		*how |= HMM_DMA_READ;
-	*addr = hmm_dma_map_page(dev, page, size, direction_of(*how));
-	return dma_mapping_error(dev, *addr) ? -ENOMEM : 0;
+	return get_addr(dev, map, word, size, direction_of(*how), addr);
 }
 
-static void set_marks(struct hmm_dma_map *map, size_t idx)
+static void set_marks(const struct hmm_dma_map *map, size_t idx)
 {
 	unsigned long *word = map->pfn_list + idx;
 
 	WRITE_ONCE(*word, unmarked(*word) | marks_of(map->state.how[idx]));
+}
+
+/* A page that is nothing special, and is a piece alone: most are. */
+static bool is_plain(unsigned long word, size_t entry)
+{
+	return entry == 1 && !hmm_pfn_to_map_order(word) &&
+	       !is_zone_device_page(hmm_pfn_to_page(word)) &&
+	       !is_zero_pfn(word & ~HMM_PFN_FLAGS);
+}
+
+/* map_piece() of such a page. */
+static __always_inline int map_plain(struct device *dev,
+				     const struct hmm_dma_map *map,
+				     size_t idx, unsigned long word)
+{
+	dma_addr_t addr;
+	int err;
+
+	err = get_addr(dev, map, word, PAGE_SIZE, DMA_BIDIRECTIONAL, &addr);
+	if (err)
+		return err;
+	map->dma_list[idx] = addr;
+	map->state.how[idx] = HMM_DMA_MAPPED | HMM_DMA_FRESH;
+	WRITE_ONCE(map->pfn_list[idx], unmarked(word) | HMM_PFN_DMA_MAPPED);
+	return 0;
 }
 
 static int map_piece(struct device *dev, struct hmm_dma_map *map, size_t first,
@@ -256,7 +316,7 @@ static int map_piece(struct device *dev, struct hmm_dma_map *map, size_t first,
 	int err;
 	u8 how;
 
-	err = find_addr(dev, map->pfn_list[first], nr, state ? state : &unknown,
+	err = find_addr(dev, map, map->pfn_list[first], nr, state ? state : &unknown,
 			&how, &addr);
 	if (err)
 		return err;
@@ -269,7 +329,26 @@ static int map_piece(struct device *dev, struct hmm_dma_map *map, size_t first,
 	return 0;
 }
 
-static void unmap_piece(struct device *dev, struct hmm_dma_map *map, size_t idx)
+/* Is what is known of this page all that there is of its piece? */
+static __always_inline bool is_alone(const struct hmm_dma_map *map, size_t idx)
+{
+	const u8 *how = map->state.how + idx;
+
+	return likely((how[0] & ~HMM_DMA_FRESH) == HMM_DMA_MAPPED) &&
+	       likely(!(how[1] & HMM_DMA_JOINED));
+}
+
+static __always_inline void unmap_plain(struct device *dev,
+					const struct hmm_dma_map *map, size_t idx)
+{
+	map->state.how[idx] = 0;
+	WRITE_ONCE(map->pfn_list[idx], unmarked(map->pfn_list[idx]));
+	put_addr(dev, map, map->dma_list[idx], PAGE_SIZE, DMA_BIDIRECTIONAL);
+}
+
+/* Returns the index behind the piece. */
+static noinline size_t unmap_piece(struct device *dev, struct hmm_dma_map *map,
+				   size_t idx)
 {
 	size_t first = idx, end = idx + 1, i;
 	u8 how;
@@ -277,14 +356,14 @@ static void unmap_piece(struct device *dev, struct hmm_dma_map *map, size_t idx)
 	hmm_dma_widen(map, &first, &end);
 	how = map->state.how[first];
 	if (!(how & HMM_DMA_BUS))
-		hmm_dma_unmap_page(dev, map->dma_list[first],
-				   (end - first) << PAGE_SHIFT,
-				   direction_of(how));
+		put_addr(dev, map, map->dma_list[first],
+			 (end - first) << PAGE_SHIFT, direction_of(how));
 
 	for (i = first; i < end; i++) {
 		map->state.how[i] = 0;
 		set_marks(map, i);
 	}
+	return end;
 }
 
 /* Is this a range of whole entries of the map? */
@@ -295,15 +374,40 @@ static bool has_range(const struct hmm_dma_map *map, size_t idx, size_t nr)
 	       IS_ALIGNED(idx | nr, pages_per_entry(map));
 }
 
-/* Map the entry at @idx and what of @nr pages can be in one piece with it. */
-static int map_entry(struct device *dev, struct hmm_dma_map *map, size_t idx,
-		     size_t nr, struct pci_p2pdma_map_state *state)
+/* Pages that are mapped by it, or an errno. */
+static noinline ssize_t map_special(struct device *dev, struct hmm_dma_map *map,
+				    size_t idx, size_t nr,
+				    struct pci_p2pdma_map_state *state)
 {
+	int err;
+
 	nr = hmm_dma_piece(map->pfn_list + idx, map->state.how + idx, nr,
 			   pages_per_entry(map));
 	if (!nr)
 		return -EINVAL;
-	return map_piece(dev, map, idx, nr, state);
+	err = map_piece(dev, map, idx, nr, state);
+	if (err)
+		return err;
+	map->state.how[idx] |= HMM_DMA_FRESH;
+	return nr;
+}
+
+/*
+ * Map the entry at @idx and what of @nr pages can be in one piece with it. Returns
+ * how many these are, or an errno. What @same has of the map, a compiler may keep in
+ * registers.
+ */
+static __always_inline ssize_t map_entry(struct device *dev,
+					 struct hmm_dma_map *map,
+					 const struct hmm_dma_map *same,
+					 size_t idx, size_t nr,
+					 struct pci_p2pdma_map_state *state)
+{
+	unsigned long word = same->pfn_list[idx];
+
+	if (is_plain(word, pages_per_entry(same)))
+		return map_plain(dev, same, idx, word) ?: 1;
+	return map_special(dev, map, idx, nr, state);
 }
 
 /* --- Interface ----------------------------------------------------------- */
@@ -351,7 +455,8 @@ int hmm_dma_map_alloc(struct device *dev, struct hmm_dma_map *map,
 				 GFP_KERNEL | __GFP_NOWARN);
 	map->dma_list = kvcalloc(nr_entries, sizeof(*map->dma_list),
 				 GFP_KERNEL | __GFP_NOWARN);
-	map->state.how = kvcalloc(nr_entries, sizeof(*map->state.how),
+	/* The one more is joined to nothing: who looks behind a page may look there. */
+	map->state.how = kvcalloc(nr_entries + 1, sizeof(*map->state.how),
 				  GFP_KERNEL | __GFP_NOWARN);
 	if (!map->pfn_list || !map->dma_list || !map->state.how) {
 		hmm_dma_map_free(dev, map);
@@ -359,6 +464,7 @@ int hmm_dma_map_alloc(struct device *dev, struct hmm_dma_map *map,
 	}
 	map->dma_entry_size = dma_entry_size;
 	map->state.nr_entries = nr_entries;
+	map->state.direct = is_direct(dev);
 	return 0;
 }
 EXPORT_SYMBOL_GPL(hmm_dma_map_alloc);
@@ -375,10 +481,7 @@ EXPORT_SYMBOL_GPL(hmm_dma_map_alloc);
  */
 void hmm_dma_map_free(struct device *dev, struct hmm_dma_map *map)
 {
-	size_t i;
-
-	for (i = 0; i < map->state.nr_entries; i++)
-		hmm_dma_unmap_pfn(dev, map, i);
+	hmm_dma_unmap_range(dev, map, 0, map->state.nr_entries);
 	kvfree(map->state.how);
 	kvfree(map->dma_list);
 	kvfree(map->pfn_list);
@@ -418,11 +521,20 @@ dma_addr_t hmm_dma_map_pfn(struct device *dev, struct hmm_dma_map *map,
 	set_marks(map, idx);
 	if (!(map->pfn_list[idx] & HMM_PFN_VALID))
 		return DMA_MAPPING_ERROR;
-	if (!map->state.how[idx] && map_entry(dev, map, idx, nr, p2pdma_state))
+	if (!map->state.how[idx] && map_entry(dev, map, map, idx, nr, p2pdma_state) < 0)
 		return DMA_MAPPING_ERROR;
 	return map->dma_list[idx];
 }
 EXPORT_SYMBOL_GPL(hmm_dma_map_pfn);
+
+/* Not mapped by this call. */
+static noinline void keep_entry(struct hmm_dma_map *map, size_t idx, size_t nr)
+{
+	for (; nr; nr--, idx++) {
+		map->state.how[idx] &= ~HMM_DMA_FRESH;
+		set_marks(map, idx);
+	}
+}
 
 static void take_back(struct device *dev, struct hmm_dma_map *map, size_t idx,
 		      size_t end)
@@ -463,52 +575,67 @@ static void take_back(struct device *dev, struct hmm_dma_map *map, size_t idx,
 int hmm_dma_map_range(struct device *dev, struct hmm_dma_map *map, size_t idx,
 		      size_t nr, struct pci_p2pdma_map_state *p2pdma_state)
 {
-	size_t end = idx + nr, step = pages_per_entry(map), i;
-	int err;
+	const struct hmm_dma_map same = *map;
+	size_t end = idx + nr, i;
+	ssize_t n;
 
 	if (!has_range(map, idx, nr))
 		return -EINVAL;
 
-	for (i = idx; i < end; i++) {
-		map->state.how[i] &= ~HMM_DMA_FRESH;
-		set_marks(map, i);
-	}
-	for (i = idx; i < end; i += step) {
-		if (map->state.how[i] || !(map->pfn_list[i] & HMM_PFN_VALID))
+	for (i = idx; i < end; i += n) {
+		if (same.state.how[i] || !(same.pfn_list[i] & HMM_PFN_VALID)) {
+			n = pages_per_entry(&same);
+			keep_entry(map, i, n);
 			continue;
-		err = map_entry(dev, map, i, end - i, p2pdma_state);
-		if (err) {
-			take_back(dev, map, idx, i);
-			return err;
 		}
-		map->state.how[i] |= HMM_DMA_FRESH;
+		n = map_entry(dev, map, &same, i, end - i, p2pdma_state);
+		if (n < 0) {
+			take_back(dev, map, idx, i);
+			return n;
+		}
 	}
 	return 0;
 }
 EXPORT_SYMBOL_GPL(hmm_dma_map_range);
 
 /**
- * hmm_dma_unmap_pfn - let go of an address
+ * hmm_dma_unmap_range - let go of the addresses of a range
  * @dev: device that the map was made for
  * @map: the map
- * @idx: index of a page
+ * @idx: index of the first page
+ * @nr: number of pages
  *
- * Unmaps the piece that the page is in, all of it: see hmm_dma_widen(). The device
- * uses none of its pages any more.
+ * Unmaps each piece that a page of the range is in, all of it: see hmm_dma_widen().
+ * The device uses none of its pages any more. What is outside of the map is not
+ * mapped.
  *
- * The page is not marked dirty: the driver does that, before, if the device has
- * written to it.
+ * The pages are not marked dirty: the driver does that, before, if the device has
+ * written to them.
  *
  * Context: Any that dma_unmap_page() may be called in, callbacks of interval
  * notifiers among them. The caller holds the lock of the lists.
  *
- * Return: Was it mapped? Not, if @idx is outside of the map.
+ * Return: How many pieces were unmapped.
  */
-bool hmm_dma_unmap_pfn(struct device *dev, struct hmm_dma_map *map, size_t idx)
+size_t hmm_dma_unmap_range(struct device *dev, struct hmm_dma_map *map,
+			   size_t idx, size_t nr)
 {
-	if (!hmm_dma_is_mapped(map, idx))
-		return false;
-	unmap_piece(dev, map, idx);
-	return true;
+	const struct hmm_dma_map same = *map;
+	size_t end, next, pieces = 0;
+
+	if (idx >= same.state.nr_entries)
+		return 0;
+	end = idx + min(nr, same.state.nr_entries - idx);
+	for (; idx < end; idx = next) {
+		next = idx + 1;
+		if (is_alone(&same, idx))
+			unmap_plain(dev, &same, idx);
+		else if (same.state.how[idx])
+			next = unmap_piece(dev, map, idx);
+		else
+			continue;
+		pieces++;
+	}
+	return pieces;
 }
-EXPORT_SYMBOL_GPL(hmm_dma_unmap_pfn);
+EXPORT_SYMBOL_GPL(hmm_dma_unmap_range);

@@ -44,10 +44,12 @@ enum hmm_dma_how {
  *
  * @nr_entries: length of the lists of the map
  * @how: enum hmm_dma_how, per page
+ * @direct: to the device, RAM is where it is to the CPU, give or take an offset
  */
 struct hmm_dma_state {
 	size_t nr_entries;
 	u8 *how;
+	bool direct;
 };
 
 /**
@@ -85,7 +87,15 @@ dma_addr_t hmm_dma_map_pfn(struct device *dev, struct hmm_dma_map *map,
 			   struct pci_p2pdma_map_state *p2pdma_state);
 int hmm_dma_map_range(struct device *dev, struct hmm_dma_map *map, size_t idx,
 		      size_t nr, struct pci_p2pdma_map_state *p2pdma_state);
-bool hmm_dma_unmap_pfn(struct device *dev, struct hmm_dma_map *map, size_t idx);
+size_t hmm_dma_unmap_range(struct device *dev, struct hmm_dma_map *map,
+			   size_t idx, size_t nr);
+
+/* hmm_dma_unmap_range() of the piece that one page is in. Was there any? */
+static inline bool hmm_dma_unmap_pfn(struct device *dev, struct hmm_dma_map *map,
+				     size_t idx)
+{
+	return hmm_dma_unmap_range(dev, map, idx, 1);
+}
 
 /**
  * hmm_dma_is_mapped - has this page an address?

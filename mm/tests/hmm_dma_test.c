@@ -540,6 +540,27 @@ static void error_halfway_takes_back_what_is_new(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, nr_mapped(bus), ENTRIES - 1);
 }
 
+static void range_comes_down_with_all_its_pieces(struct kunit *test)
+{
+	struct bus *bus = fake_bus(test, PAGE_SIZE);
+
+	put_words(bus, 0, NR, ORDER);
+	put_words(bus, NR, NR, 0);
+	KUNIT_ASSERT_EQ(test, map_range(bus, 0, 2 * NR), 0);
+	KUNIT_EXPECT_EQ(test, nr_mapped(bus), 2 * NR);
+	/* The folio, from its last page on, and two pages. */
+	KUNIT_EXPECT_EQ(test, hmm_dma_unmap_range(bus->dev, &bus->map, NR - 1, 3), 3);
+	KUNIT_EXPECT_EQ(test, nr_mapped(bus), NR - 2);
+	KUNIT_EXPECT_FALSE(test, hmm_dma_is_mapped(&bus->map, 0));
+	KUNIT_EXPECT_EQ(test, hmm_dma_unmap_range(bus->dev, &bus->map, 0, NR + 2), 0);
+	/* Up to the end, and not behind it. */
+	KUNIT_EXPECT_EQ(test, hmm_dma_unmap_range(bus->dev, &bus->map, 2 * NR - 1, -1UL), 1);
+	KUNIT_EXPECT_EQ(test, hmm_dma_unmap_range(bus->dev, &bus->map, ENTRIES, 1), 0);
+	KUNIT_EXPECT_EQ(test, hmm_dma_unmap_range(bus->dev, &bus->map, 0, 0), 0);
+	KUNIT_EXPECT_EQ(test, hmm_dma_unmap_range(bus->dev, &bus->map, 0, ENTRIES), NR - 3);
+	KUNIT_EXPECT_EQ(test, nr_mapped(bus), 0);
+}
+
 static void free_unmaps_the_rest(struct kunit *test)
 {
 	struct bus *bus = fake_bus(test, PAGE_SIZE);
@@ -594,6 +615,9 @@ static void real_address_leads_to_the_page(struct kunit *test)
 				page_to_phys(bus->page + i % NR));
 		KUNIT_EXPECT_EQ(test, dma_to_phys(bus->dev, bus->map.dma_list[i]),
 				hmm_pfn_to_phys(bus->map.pfn_list[i]));
+		/* What it is where nobody checks how the API is used. */
+		KUNIT_EXPECT_EQ(test, bus->map.dma_list[i],
+				phys_to_dma(bus->dev, page_to_phys(bus->page + i % NR)));
 	}
 	for (i = 0; i < 2 * NR; i++)
 		unmap_pfn(bus, i);
@@ -771,6 +795,7 @@ static struct kunit_case hmm_dma_cases[] = {
 	KUNIT_CASE(neighbours_are_two_pieces),
 	KUNIT_CASE(part_of_a_folio_is_a_piece),
 	KUNIT_CASE(error_halfway_takes_back_what_is_new),
+	KUNIT_CASE(range_comes_down_with_all_its_pieces),
 	KUNIT_CASE(free_unmaps_the_rest),
 	KUNIT_CASE(alloc_refuses),
 	KUNIT_CASE(real_address_leads_to_the_page),
