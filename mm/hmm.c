@@ -1351,15 +1351,22 @@ static bool hmm_faults_are_single(struct vm_area_struct *vma)
 					 BIT(PMD_SHIFT - PAGE_SHIFT) - 1);
 }
 
-/* How many PTEs in a row are none, of pages that have the same need. */
-static unsigned long hmm_nr_none(const struct hmm_walk *hw, pte_t *ptep)
+/* Nothing is mapped, and a fault brings it: from nowhere, or from swap. */
+static bool hmm_pte_is_away(pte_t pte)
+{
+	return pte_none(pte) ||
+	       (!pte_present(pte) && !non_swap_entry(pte_to_swp_entry(pte)));
+}
+
+/* How many PTEs in a row map nothing, of pages that have the same need. */
+static unsigned long hmm_nr_away(const struct hmm_walk *hw, pte_t *ptep)
 {
 	const unsigned long *slot = hmm_slot(hw->range, hw->addr);
 	unsigned long nr = (hw->end - hw->addr) >> PAGE_SHIFT;
 	bool uniform = !hmm_words_ask(hw->range);
 	unsigned long i;
 
-	for (i = 0; i < nr && pte_none(ptep_get_lockless(ptep + i)); i++) {
+	for (i = 0; i < nr && hmm_pte_is_away(ptep_get_lockless(ptep + i)); i++) {
 		if (!uniform &&
 		    hmm_need(hmm_request(hw->range, slot[i]), 0) != hw->need)
 			break;
@@ -1403,7 +1410,7 @@ static bool hmm_look_for_need(struct hmm_walk *hw, pmd_t *pmdp)
 			break;
 	}
 	if (hw->need && hw->single && !hw->migrate)
-		hw->sure = hmm_nr_none(hw, ptep);
+		hw->sure = hmm_nr_away(hw, ptep);
 	pte_unmap(table);
 	return hw->need == HMM_NEED_READ || hw->need == HMM_NEED_WRITE;
 }
@@ -1424,8 +1431,9 @@ static bool hmm_next_in_need(struct hmm_walk *hw)
 
 /*
  * Work off the run that the walk has stopped at. Before each fault there is a
- * look at what the faults before it have left to do, except for PTEs that were
- * none in a VMA where one fault brings one page.
+ * look at what the faults before it have left to do, except for PTEs that mapped
+ * nothing in a VMA where one fault brings one page. If it brings more after all, a
+ * fault that finds the page there does no harm.
  *
  * The notifier's sequence is left alone meanwhile: breaking COW of one page
  * moves it, and to give up each time would cost the caller a retry per page,
