@@ -553,17 +553,19 @@ EXPORT_SYMBOL_GPL(migrate_vma_pages);
 
 /*
  * What goes on living in RAM has to be found by reclaim. A folio that exploded
- * and was left with pages was returned then.
+ * and was left with pages was returned then. Return whether there is any page,
+ * of those or for them.
  */
-static void return_to_lru(const unsigned long *src_pfns,
+static bool return_to_lru(const unsigned long *src_pfns,
 			  const unsigned long *dst_pfns, unsigned long npages)
 {
-	unsigned long i, nr;
+	unsigned long i, nr, any = 0;
 
 	for (i = 0; i < npages; i += nr) {
 		struct folio *folio;
 
 		nr = 1;
+		any |= src_pfns[i] | dst_pfns[i];
 		if (!(src_pfns[i] & MIGRATE_PFN_VALID))
 			continue;
 		nr = migrate_nr(src_pfns[i], dst_pfns[i]);
@@ -571,6 +573,7 @@ static void return_to_lru(const unsigned long *src_pfns,
 		if (!folio_is_zone_device(folio) && folio_nr_pages(folio) == nr)
 			folio_add_lru(folio);
 	}
+	return any & MIGRATE_PFN_VALID;
 }
 
 /*
@@ -646,7 +649,8 @@ static void unlock_and_put(const unsigned long *src_pfns,
 void migrate_vma_finalize(struct migrate_vma *migrate)
 {
 	migrate_assert_locked(migrate);
-	return_to_lru(migrate->src, migrate->dst, migrate->npages);
+	if (!return_to_lru(migrate->src, migrate->dst, migrate->npages))
+		return;
 	migrate_vma_map(migrate, 0, migrate->npages);
 	unlock_and_put(migrate->src, migrate->dst, migrate->npages,
 		       migrate->fault_page);

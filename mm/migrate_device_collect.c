@@ -50,9 +50,11 @@
  * @to_split: large folio at which select stopped, referenced
  * @tried: large folio that select must not stop at again: splitting failed
  * @why: what a page of @tried gets for a reason
+ * @claimed: select has locked a page of this table
  */
 struct collect {
 	struct migrate_vma *migrate;
+	bool claimed;
 	struct folio *to_split;
 	struct folio *tried;
 	enum migrate_stay why;
@@ -132,7 +134,8 @@ static unsigned long swap_pte_entry(const struct migrate_vma *migrate, pte_t pte
 	swp_entry_t swap = pte_to_swp_entry(pte);
 	unsigned long entry;
 
-	if (!is_device_private_entry(swap) ||
+	if (!(migrate->flags & MIGRATE_VMA_SELECT_DEVICE_PRIVATE) ||
+	    !is_device_private_entry(swap) ||
 	    !device_page_selected(migrate, pfn_swap_entry_to_page(swap),
 				  MIGRATE_VMA_SELECT_DEVICE_PRIVATE))
 		return 0;
@@ -300,7 +303,10 @@ static unsigned long select_page(struct collect *c, pte_t *ptep,
 	end = addr + nr * PAGE_SIZE;
 	if (why) {
 		set_entries(c->migrate, addr, end, migrate_pfn_stay(why));
-	} else if (nr > 1) {
+		return nr;
+	}
+	c->claimed = true;
+	if (nr > 1) {
 		set_large_entry(c->migrate, addr, end, entry);
 	} else {
 		c->migrate->src[i] = entry;
@@ -536,10 +542,13 @@ static unsigned long collect_table(struct collect *c, pmd_t *pmdp,
 	if (!ptep)
 		return addr;
 
+	c->claimed = false;
 	end = select_ptes(c, ptep, addr, end);
-	if (clear_ptes(migrate, ptep, addr, end))
-		flush_tlb_range(migrate->vma, addr, end);
-	replace_ptes(migrate, ptep, addr, end);
+	if (c->claimed) {
+		if (clear_ptes(migrate, ptep, addr, end))
+			flush_tlb_range(migrate->vma, addr, end);
+		replace_ptes(migrate, ptep, addr, end);
+	}
 
 	/* While on the CPU whose mlock batch has references of the pages. */
 	if (migrate->vma->vm_flags & VM_LOCKED)
