@@ -3,8 +3,8 @@
  * hmm_bench WHAT [NAME=VALUE]...: one row of the benchmark, in the machine.
  *
  * WHAT is snapshot, mirror_fault, to_dev, to_ram, cpu_fault, evict, map, unmap,
- * clock, or dmirror_read, _write, _to_dev, _to_ram, _cpu_fault. Each repetition
- * begins with new memory, and prints
+ * dma_map, dma_unmap, or dmirror_read, _write, _to_dev, _to_ram, _cpu_fault. Each
+ * repetition begins with new memory, and prints
  *
  *	rep NS PAGES MOVED [NAME=VALUE]...
  *
@@ -22,6 +22,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/swap.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -32,6 +33,7 @@
 #define PAGE	4096UL
 #define PMD	(2UL << 20)
 #define KINDS	"/sys/kernel/mm/transparent_hugepage"
+#define DISK	"/dev/ram0"
 #define MAX_THREADS	64
 
 /* What the row says; sizes in pages, folios in kB */
@@ -39,10 +41,13 @@ static struct {
 	unsigned long folio, pages, batch, reps;
 	unsigned long threads;	/* 0: this one, and only the core's time counts */
 	const char *map;	/* pmd: as large as it can be; pte */
-	const char *memory;	/* anon, hole, fork, private (file), shared (file) */
+	const char *memory;	/* anon, hole, fork, swap (out there), private (file),
+				 * shared (file), cached (file, but not mapped) */
 	const char *on;		/* where: ram, device */
 	unsigned long around;	/* a CPU fault brings what is around the page, too */
 	bool tlb;		/* another thread is on the other CPU */
+	bool read;		/* the mirror asks for no more than that */
+	unsigned long ms, most;	/* more repetitions, until all took so long */
 } opt = {
 	.folio = 4, .pages = 2048, .batch = 512, .reps = 3,
 	.map = "pmd", .memory = "anon", .on = "ram",
@@ -111,15 +116,29 @@ static int new_file(unsigned long bytes)
 	return fd;
 }
 
+/* Into the page cache, and into no page table. */
+static void write_file(int fd, unsigned long bytes)
+{
+	static const char page[PAGE] = "in the page cache";
+	unsigned long at;
+
+	for (at = 0; at < bytes; at += PAGE)
+		if (pwrite(fd, page, PAGE, at) != (ssize_t)PAGE)
+			die("file");
+}
+
 static void map_memory(struct subject *s)
 {
 	int flags = MAP_PRIVATE | MAP_ANONYMOUS, fd = -1;
 
 	s->bytes = opt.pages * PAGE;
-	if (is(opt.memory, "private") || is(opt.memory, "shared")) {
+	if (is(opt.memory, "private") || is(opt.memory, "shared") ||
+	    is(opt.memory, "cached")) {
 		fd = new_file(s->bytes + PMD);
-		flags = is(opt.memory, "shared") ? MAP_SHARED : MAP_PRIVATE;
+		flags = is(opt.memory, "private") ? MAP_PRIVATE : MAP_SHARED;
 	}
+	if (is(opt.memory, "cached"))
+		write_file(fd, s->bytes + PMD);
 	s->raw = mmap(NULL, s->bytes + PMD, PROT_READ | PROT_WRITE,
 		      flags | MAP_NORESERVE, fd, 0);
 	if (s->raw == MAP_FAILED)
@@ -156,6 +175,29 @@ static void share_with_child(struct subject *s)
 	if (!s->child)
 		for (;;)
 			pause();
+}
+
+/* A few pages are on their way elsewhere the first time. */
+static void swap_out(struct subject *s)
+{
+	unsigned long nr = s->bytes / PAGE, i, out = 0, tries;
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+	uint64_t entry;
+
+	if (fd < 0)
+		die("pagemap");
+	for (tries = 0; tries < 20 && out < nr; tries++) {
+		if (madvise(s->at, s->bytes, MADV_PAGEOUT))
+			die("MADV_PAGEOUT");
+		for (out = i = 0; i < nr; i++) {
+			if (pread(fd, &entry, 8, ((uintptr_t)s->at / PAGE + i) * 8) != 8)
+				die("pagemap");
+			out += entry >> 62 & 1;
+		}
+	}
+	close(fd);
+	if (out < nr)
+		printf("error: %lu of %lu pages are out\n", out, nr);
 }
 
 static void bench_call(unsigned long call, const char *name,
@@ -202,13 +244,15 @@ static void prepare(struct subject *s)
 {
 	memset(s, 0, sizeof(*s));
 	map_memory(s);
-	if (is(opt.memory, "hole"))
+	if (is(opt.memory, "hole") || is(opt.memory, "cached"))
 		return;
 	fill(s);
 	if (is(opt.map, "pte"))
 		split_mappings(s);
 	if (is(opt.memory, "fork"))
 		share_with_child(s);
+	if (is(opt.memory, "swap"))
+		swap_out(s);
 	if (is(opt.on, "device"))
 		to_device(s);
 }
@@ -241,7 +285,8 @@ static void snapshot(struct subject *s, struct result *r)
 
 static void mirror_fault(struct subject *s, struct result *r)
 {
-	struct hmm_bench_cmd cmd = command(s, HMM_BENCH_FAULT);
+	struct hmm_bench_cmd cmd =
+		command(s, HMM_BENCH_FAULT | (opt.read ? HMM_BENCH_READ : 0));
 
 	bench_call(HMM_BENCH_MIRROR, "fault", &cmd);
 	take(r, &cmd);
@@ -281,14 +326,24 @@ static __u64 touch(struct subject *s)
 	return now() - from;
 }
 
+/* What the driver had to do since it was asked last, for all threads. */
+static struct hmm_bench_cmd driver_part(void)
+{
+	struct hmm_bench_cmd cmd = { };
+
+	bench_call(HMM_BENCH_FAULTS, "faults", &cmd);
+	return cmd;
+}
+
 /* The CPU touches one page after the other, and all of that counts. */
 static void cpu_fault(struct subject *s, struct result *r)
 {
-	struct hmm_bench_cmd driver = { };
+	struct hmm_bench_cmd driver;
 
-	bench_call(HMM_BENCH_FAULTS, "faults", &driver);
+	if (!opt.threads)
+		driver_part();
 	r->ns = touch(s);
-	bench_call(HMM_BENCH_FAULTS, "faults", &driver);
+	driver = driver_part();
 	r->moved = driver.moved;
 	r->part_ns[0] = r->ns;
 	/* Several threads' time in the driver is not that on the clock. */
@@ -313,6 +368,25 @@ static void map(struct subject *s, struct result *r)
 static void unmap(struct subject *s, struct result *r)
 {
 	page_map(r, 1);
+}
+
+static void dma_part(struct subject *s, struct result *r, int part)
+{
+	struct hmm_bench_cmd cmd = command(s, 0);
+
+	bench_call(HMM_BENCH_DMA, "DMA", &cmd);
+	take(r, &cmd);
+	r->ns = cmd.part_ns[part];
+}
+
+static void dma_map(struct subject *s, struct result *r)
+{
+	dma_part(s, r, 0);
+}
+
+static void dma_unmap(struct subject *s, struct result *r)
+{
+	dma_part(s, r, 1);
 }
 
 static void dmirror_timed(unsigned long call, struct subject *s, struct result *r)
@@ -389,6 +463,8 @@ static const struct job {
 	{ "evict", evict },
 	{ "map", map, true },
 	{ "unmap", unmap, true },
+	{ "dma_map", dma_map },
+	{ "dma_unmap", dma_unmap },
 	{ "dmirror_read", dmirror_read },
 	{ "dmirror_write", dmirror_write },
 	{ "dmirror_to_dev", dmirror_to_dev },
@@ -457,13 +533,20 @@ static void print(const char *what, const struct result *r, unsigned long pages)
 	fflush(stdout);
 }
 
+/* After @done repetitions, the first of which does not count, and @ns in them? */
+static bool is_enough(unsigned long done, __u64 ns)
+{
+	return done > opt.reps && (done > opt.most || ns >= opt.ms * 1000000);
+}
+
 static void repeat_alone(const struct job *job)
 {
 	struct subject s = { };
-	struct result r;
 	unsigned long i;
+	struct result r;
+	__u64 ns = 0;
 
-	for (i = 0; i <= opt.reps; i++) {
+	for (i = 0; !is_enough(i, ns); i++) {
 		memset(&r, 0, sizeof(r));
 		if (!job->no_memory)
 			prepare(&s);
@@ -478,6 +561,7 @@ static void repeat_alone(const struct job *job)
 		if (!job->no_memory)
 			dispose(&s);
 		print(i ? "rep" : "warm", &r, opt.pages);
+		ns += i ? r.ns : 0;
 	}
 }
 
@@ -485,6 +569,7 @@ static void repeat_alone(const struct job *job)
 struct crew {
 	const struct job *job;
 	pthread_barrier_t ready, go, done;
+	bool over;		/* says who waits at ready */
 	struct result results[MAX_THREADS];
 };
 
@@ -498,16 +583,18 @@ static void *work(void *arg)
 	struct worker *w = arg;
 	struct crew *crew = w->crew;
 	struct subject s;
-	unsigned long i;
 
-	for (i = 0; i <= opt.reps; i++) {
+	for (;;) {
 		prepare(&s);
 		pthread_barrier_wait(&crew->ready);
 		pthread_barrier_wait(&crew->go);
+		if (crew->over)
+			break;
 		crew->job->run(&s, &crew->results[w->nr]);
 		pthread_barrier_wait(&crew->done);
 		dispose(&s);
 	}
+	dispose(&s);
 	return NULL;
 }
 
@@ -518,7 +605,7 @@ static void repeat_together(const struct job *job)
 	struct crew crew = { .job = job };
 	unsigned long i, t;
 	struct result r;
-	__u64 from;
+	__u64 from, ns = 0;
 
 	pthread_barrier_init(&crew.ready, NULL, opt.threads + 1);
 	pthread_barrier_init(&crew.go, NULL, opt.threads + 1);
@@ -528,9 +615,11 @@ static void repeat_together(const struct job *job)
 		if (pthread_create(&threads[t], NULL, work, &workers[t]))
 			die("thread");
 	}
-	for (i = 0; i <= opt.reps; i++) {
+	for (i = 0; !is_enough(i, ns); i++) {
 		memset(&r, 0, sizeof(r));
 		pthread_barrier_wait(&crew.ready);
+		if (job->run == cpu_fault)
+			driver_part();
 		from = now();
 		pthread_barrier_wait(&crew.go);
 		pthread_barrier_wait(&crew.done);
@@ -538,7 +627,11 @@ static void repeat_together(const struct job *job)
 		for (t = 0; t < opt.threads; t++)
 			r.moved += crew.results[t].moved;
 		print(i ? "rep" : "warm", &r, opt.pages * opt.threads);
+		ns += i ? r.ns : 0;
 	}
+	crew.over = true;
+	pthread_barrier_wait(&crew.ready);
+	pthread_barrier_wait(&crew.go);
 	for (t = 0; t < opt.threads; t++)
 		pthread_join(threads[t], NULL);
 }
@@ -552,7 +645,8 @@ static bool set_option(const char *name, const char *value)
 	} options[] = {
 		{ "folio", &opt.folio }, { "pages", &opt.pages },
 		{ "batch", &opt.batch }, { "reps", &opt.reps },
-		{ "threads", &opt.threads }, { "around", &opt.around }, { "map", NULL, &opt.map },
+		{ "threads", &opt.threads }, { "around", &opt.around },
+		{ "ms", &opt.ms }, { "most", &opt.most }, { "map", NULL, &opt.map },
 		{ "memory", NULL, &opt.memory }, { "on", NULL, &opt.on },
 		{ }
 	}, *o;
@@ -566,9 +660,12 @@ static bool set_option(const char *name, const char *value)
 			*o->number = strtoul(value, NULL, 0);
 		return true;
 	}
-	if (!is(name, "tlb"))
+	if (is(name, "tlb"))
+		opt.tlb = atoi(value);
+	else if (is(name, "read"))
+		opt.read = atoi(value);
+	else
 		return false;
-	opt.tlb = atoi(value);
 	return true;
 }
 
@@ -595,12 +692,15 @@ static void set_up(const struct job *job)
 {
 	struct hmm_bench_cmd cmd = {
 		.npages = opt.pages * (opt.threads ? opt.threads : 1) *
-			  (opt.reps + 1),
+			  ((opt.most > opt.reps ? opt.most : opt.reps) + 2),
 	};
 	pthread_t other;
 
 	if (!job->no_memory)
 		choose_folio(opt.folio);
+	if (is(opt.memory, "swap") &&
+	    (system("mkswap " DISK " > /dev/null") || swapon(DISK, 0)))
+		die("swap");
 	if (!strncmp(job->name, "dmirror", 7)) {
 		dmirror_fd = open("/dev/hmm_dmirror0", O_RDWR);
 		if (dmirror_fd < 0)
@@ -638,5 +738,7 @@ int main(int argc, char **argv)
 		repeat_together(job);
 	else
 		repeat_alone(job);
+	if (is(opt.memory, "swap") && swapoff(DISK))
+		die("swapoff");
 	return 0;
 }

@@ -14,12 +14,13 @@ GROUPS = {
     "range": "Migration by size of the range",
     "threads": "Threads, each with memory of its own",
     "pgmap": "Page maps: memremap_pages(), memunmap_pages()",
+    "dma": "DMA addresses for what the mirror found",
     "tlb": "Remote TLB flushes per 1000 pages, another thread on the other CPU",
     "dmirror": "The dmirror driver, with its data",
 }
 
 # Rows of these groups are drawn as bars; those of the others as lines.
-BARS = ("mirror", "kinds", "dmirror")
+BARS = ("mirror", "kinds", "dma", "dmirror")
 
 # What is on the x axis of the others
 AXES = {
@@ -29,6 +30,10 @@ AXES = {
     "threads": "threads",
     "pgmap": "size of the page map, GiB",
 }
+
+
+# Of the machine; and of the one for rows that need more of it
+MEMORY_MB, LARGE_MB = 4096, 8192
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,9 @@ class Row:
     x: float = None             # and where on it
     instead: str = None         # stock moves none of it: what it has to do then
     none_moves: bool = False    # on any kernel: what is measured is the refusal
+    because: str = ""           # why it is slower than stock, by up to 3 %
+    memory: int = MEMORY_MB     # what the machine has,
+    board: str = ""             # and which devices
 
 
 def size_name(kb):
@@ -63,7 +71,11 @@ def mirror():
             ("fault-64k", "write-fault of a hole, 64K allowed",
              "mirror_fault memory=hole folio=64", None),
             ("fault-4k", "write-fault of a hole, 4K",
-             "mirror_fault memory=hole", 2300)):
+             "mirror_fault memory=hole", 2300),
+            ("fault-cached", "read-fault of a file that is in the page cache",
+             "mirror_fault memory=cached read=1", None),
+            ("fault-swap", "write-fault of 4K pages that are swapped out",
+             "mirror_fault memory=swap", None)):
         yield Row(name, "mirror", title, f"{command} {big}", target, how="xw")
 
 
@@ -97,8 +109,10 @@ def kinds():
         for name, title, command in WAYS[:2]:
             yield Row(f"{name}-{kind}", "kinds", f"{title}, {of}",
                       f"{command} memory={kind}")
-    yield Row("to-dev-file", "kinds", "to the device, page cache: refused",
-              "to_dev memory=shared", none_moves=True)
+    for name, title, memory in (("file", "page cache", "shared"),
+                                ("swap", "swapped out", "swap")):
+        yield Row(f"to-dev-{name}", "kinds", f"to the device, {title}: refused",
+                  f"to_dev memory={memory}", none_moves=True)
     for kb in (4, 2048):
         size = size_name(kb)
         yield Row(f"evict-{size.lower()}", "kinds",
@@ -115,10 +129,11 @@ def batch():
 
 
 def ranges():
-    for mb in (2, 16, 128, 1024):
+    for mb in (2, 16, 128, 1024, 4096):
         for name, title, command in WAYS[:2]:
             yield Row(f"{name}-range-{mb}m", "range", f"{title}, 4K, {mb} MiB",
-                      f"{command} pages={mb * 256} reps={1 if mb > 128 else 3}", series=title, x=mb)
+                      f"{command} pages={mb * 256} reps={1 if mb > 128 else 3}",
+                      memory=MEMORY_MB if mb <= 1024 else LARGE_MB, series=title, x=mb)
 
 
 def threads():
@@ -129,12 +144,25 @@ def threads():
 
 
 def pgmap():
-    for gb in (1, 16, 64):
-        for what, target in (("map", 20), ("unmap", 12)):
-            yield Row(f"pgmap-{what}-{gb}g", "pgmap", f"{'memremap' if what == 'map' else 'memunmap'}"
-                      f", {gb} GiB",
-                      f"{what} pages={gb << 18} reps={3 if gb > 1 else 7}", target, how="xw" if gb == 1 else "x",
-                      series=what, x=gb)
+    for gb, reps in ((1, 7), (16, 3), (64, 3), (256, 1)):
+        for what, title, target in (("map", "memremap", 20), ("unmap", "memunmap", 12)):
+            yield Row(f"pgmap-{what}-{gb}g", "pgmap", f"{title}, {gb} GiB",
+                      f"{what} pages={gb << 18} reps={reps}", target,
+                      how="xw" if gb == 1 else "x", series=what, x=gb,
+                      memory=MEMORY_MB if gb <= 64 else LARGE_MB)
+
+
+def dma():
+    """Behind an IOMMU, and without one: then an address is that of RAM."""
+    for board, where in (("dma", "IOMMU"), ("", "no IOMMU")):
+        for kb in (4, 2048):
+            size = size_name(kb)
+            for what in ("map", "unmap"):
+                yield Row(f"dma-{what}-{'iommu' if board else 'direct'}-{size.lower()}",
+                          "dma", f"{what}, {where}, {size} folios",
+                          f"dma_{what} folio={kb}", board=board,
+                          because="what is mapped is remembered, and marked"
+                          if (board, what, kb) == ("dma", "unmap", 4) else "")
 
 
 def tlb():
@@ -159,5 +187,5 @@ def dmirror():
               "dmirror_cpu_fault around=1", how="xw")
 
 
-ROWS = [row for make in (mirror, migrate, kinds, batch, ranges, threads, pgmap, tlb,
-                         dmirror) for row in make()]
+ROWS = [row for make in (mirror, migrate, kinds, batch, ranges, threads, pgmap, dma,
+                         tlb, dmirror) for row in make()]

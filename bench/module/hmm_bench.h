@@ -2,9 +2,9 @@
 /*
  * A driver without a device, that copies nothing: what remains is the core.
  *
- * It uses the interfaces of Linux 6.12 alone, so that the same source builds
- * against the base, against ours, and against any other 6.12. What only ours
- * has is behind MIGRATE_PFN_COMPOUND.
+ * It uses the interfaces of Linux 6.12, so that the same source builds against
+ * the base, against ours, and against any other 6.12. What only ours has is
+ * behind MIGRATE_PFN_COMPOUND and BY_RANGE.
  *
  * Pages come back with whatever was in them: for test machines only.
  */
@@ -42,6 +42,16 @@ int bench_migrate(struct hmm_bench_cmd *cmd);
 int bench_evict(struct hmm_bench_cmd *cmd);
 int bench_faults(struct hmm_bench_cmd *cmd);
 int bench_pgmap(struct hmm_bench_cmd *cmd);
+/* @plain: device that is behind no IOMMU, if no other one is found */
+int bench_dma(struct hmm_bench_cmd *cmd, struct device *plain);
+
+struct mmu_interval_notifier;
+struct hmm_range;
+
+/* For the memory of @cmd; and what is there now, with the core's time added to @ns. */
+int bench_notifier_insert(struct mmu_interval_notifier *notifier,
+			  const struct hmm_bench_cmd *cmd);
+int bench_fault_range(struct hmm_range *range, u64 *ns);
 
 int bench_device_add(unsigned long npages);
 void bench_device_del(void);

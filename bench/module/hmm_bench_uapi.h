@@ -38,10 +38,14 @@ struct hmm_bench_cmd {
 #define HMM_BENCH_FAULTS	HMM_BENCH_IOC(4)
 /* memremap_pages() and memunmap_pages() of @npages */
 #define HMM_BENCH_PGMAP		HMM_BENCH_IOC(5)
+/* DMA addresses, there and away */
+#define HMM_BENCH_DMA		HMM_BENCH_IOC(6)
 
 /* MIRROR: fault in what is not there, for writing; else a snapshot */
 #define HMM_BENCH_FAULT		0x1
 /* MIGRATE: back to RAM; else to the device */
 #define HMM_BENCH_TO_RAM	0x2
+/* MIRROR: with FAULT, for reading only */
+#define HMM_BENCH_READ		0x4
 
 #endif /* _HMM_BENCH_UAPI_H */

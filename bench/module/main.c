@@ -12,6 +12,8 @@
 
 u64 bench_clock_ns;
 
+static struct miscdevice bench_misc;
+
 static void measure_clock(void)
 {
 	u64 from, least = U64_MAX;
@@ -38,6 +40,11 @@ static bool cmd_is_sane(const struct hmm_bench_cmd *cmd)
 	       cmd->batch <= BENCH_BATCH_MAX;
 }
 
+static int dma(struct hmm_bench_cmd *cmd)
+{
+	return bench_dma(cmd, bench_misc.this_device);
+}
+
 static long bench_ioctl(struct file *file, unsigned int nr, unsigned long arg)
 {
 	static int (* const calls[])(struct hmm_bench_cmd *cmd) = {
@@ -47,6 +54,7 @@ static long bench_ioctl(struct file *file, unsigned int nr, unsigned long arg)
 		[_IOC_NR(HMM_BENCH_EVICT)]	= bench_evict,
 		[_IOC_NR(HMM_BENCH_FAULTS)]	= bench_faults,
 		[_IOC_NR(HMM_BENCH_PGMAP)]	= bench_pgmap,
+		[_IOC_NR(HMM_BENCH_DMA)]	= dma,
 	};
 	struct hmm_bench_cmd cmd;
 	int err;

@@ -20,7 +20,7 @@ static const struct mmu_interval_notifier_ops notifier_ops = {
 	.invalidate = invalidate,
 };
 
-static int fault_range(struct hmm_range *range, u64 *ns)
+int bench_fault_range(struct hmm_range *range, u64 *ns)
 {
 	struct mm_struct *mm = range->notifier->mm;
 	u64 from;
@@ -37,6 +37,13 @@ static int fault_range(struct hmm_range *range, u64 *ns)
 	return err;
 }
 
+static unsigned long request(u64 flags)
+{
+	if (!(flags & HMM_BENCH_FAULT))
+		return 0;
+	return HMM_PFN_REQ_FAULT | (flags & HMM_BENCH_READ ? 0 : HMM_PFN_REQ_WRITE);
+}
+
 /* Batch by batch, as a device with a table of that size would. */
 static int mirror_batches(struct mmu_interval_notifier *notifier,
 			  unsigned long *pfns, struct hmm_bench_cmd *cmd)
@@ -51,20 +58,26 @@ static int mirror_batches(struct mmu_interval_notifier *notifier,
 			.hmm_pfns = pfns,
 			/* Everybody's page of device memory is ours. */
 			.dev_private_owner = &bench_clock_ns,
+			.default_flags = request(cmd->flags),
 		};
 
 		nr = min_t(unsigned long, cmd->batch, cmd->npages - done);
 		range.end = range.start + (nr << PAGE_SHIFT);
-		if (cmd->flags & HMM_BENCH_FAULT)
-			range.default_flags = HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE;
 		memset(pfns, 0, nr * sizeof(*pfns));
-		err = fault_range(&range, &cmd->ns);
+		err = bench_fault_range(&range, &cmd->ns);
 		if (err)
 			return err;
 		for (i = 0; i < nr; i++)
 			cmd->moved += !!(pfns[i] & HMM_PFN_VALID);
 	}
 	return 0;
+}
+
+int bench_notifier_insert(struct mmu_interval_notifier *notifier,
+			  const struct hmm_bench_cmd *cmd)
+{
+	return mmu_interval_notifier_insert(notifier, current->mm, cmd->addr,
+					    cmd->npages << PAGE_SHIFT, &notifier_ops);
 }
 
 int bench_mirror(struct hmm_bench_cmd *cmd)
@@ -78,8 +91,7 @@ int bench_mirror(struct hmm_bench_cmd *cmd)
 	pfns = kvcalloc(cmd->batch, sizeof(*pfns), GFP_KERNEL);
 	if (!pfns)
 		return -ENOMEM;
-	err = mmu_interval_notifier_insert(&notifier, current->mm, cmd->addr,
-					   cmd->npages << PAGE_SHIFT, &notifier_ops);
+	err = bench_notifier_insert(&notifier, cmd);
 	if (!err) {
 		err = mirror_batches(&notifier, pfns, cmd);
 		mmu_interval_notifier_remove(&notifier);
