@@ -133,8 +133,8 @@ static bool edu_invalidate(struct mmu_interval_notifier *notifier,
 	mmu_interval_set_seq(notifier, seq);
 	/* Nothing else holds addresses here, so pieces need no hmm_dma_widen(). */
 	hmm_dma_unmap_range(&f->edu->pdev->dev, &f->map,
-			    (start - base) >> PAGE_SHIFT,
-			    ((end - start) >> PAGE_SHIFT) + 1);
+			    PHYS_PFN(start - base),
+			    PHYS_PFN(end - base) - PHYS_PFN(start - base) + 1);
 	mutex_unlock(&f->lock);
 	return true;
 }

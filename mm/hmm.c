@@ -1432,8 +1432,9 @@ static bool hmm_next_in_need(struct hmm_walk *hw)
 /*
  * Work off the run that the walk has stopped at. Before each fault there is a
  * look at what the faults before it have left to do, except for PTEs that mapped
- * nothing in a VMA where one fault brings one page. If it brings more after all, a
- * fault that finds the page there does no harm.
+ * nothing in a VMA where one fault brings one page. If it brings more after all,
+ * which a large folio from the time before may do, a fault that finds the page
+ * there does no harm.
  *
  * The notifier's sequence is left alone meanwhile: breaking COW of one page
  * moves it, and to give up each time would cost the caller a retry per page,

@@ -144,25 +144,16 @@ static bool has_one_copy(struct device *dev, size_t entry_size)
 	return !is_swiotlb_force_bounce(dev);
 }
 
-/* Does the device reach this memory without a bounce buffer? */
-static __always_inline bool is_in_reach(struct device *dev,
-					const struct hmm_dma_map *map,
-					phys_addr_t phys, size_t size)
-{
-	return !map->state.direct ||
-	       dma_capable(dev, phys_to_dma(dev, phys), size, true);
-}
-
 /*
  * Is an address no more than a matter of arithmetic? If the device has those of
  * RAM, reaches the page and sees it as it is, nothing else is left of what the DMA
- * API does. But kernels that check how the API is used have to see it, and tests
- * have another one.
+ * API does, but for its trace events. Kernels that check how it is used have to see
+ * all of it.
  */
-static bool is_arithmetic(const struct hmm_dma_map *map)
+static bool is_arithmetic(struct device *dev)
 {
-	return !IS_ENABLED(CONFIG_DMA_API_DEBUG) &&
-	       !IS_ENABLED(CONFIG_HMM_KUNIT_TEST) && map->state.direct;
+	return is_direct(dev) && !IS_ENABLED(CONFIG_DMA_API_DEBUG) &&
+	       !IS_ENABLED(CONFIG_KMSAN);
 }
 
 /* --- The DMA API, of which tests have another one ------------------------ */
@@ -231,13 +222,13 @@ static __always_inline int get_addr(struct device *dev,
 				    unsigned long word, size_t size,
 				    enum dma_data_direction dir, dma_addr_t *addr)
 {
-	phys_addr_t phys = hmm_pfn_to_phys(word);
-
-	if (!is_in_reach(dev, map, phys, size))
-		return -EOPNOTSUPP;
-	if (is_arithmetic(map)) {
-		*addr = phys_to_dma(dev, phys);
-		return 0;
+	if (map->state.direct) {
+		*addr = phys_to_dma(dev, hmm_pfn_to_phys(word));
+		/* Not without a bounce buffer? */
+		if (!dma_capable(dev, *addr, size, true))
+			return -EOPNOTSUPP;
+		if (map->state.arithmetic)
+			return 0;
 	}
 	*addr = hmm_dma_map_page(dev, hmm_pfn_to_page(word), size, dir);
 	return dma_mapping_error(dev, *addr) ? -ENOMEM : 0;
@@ -246,7 +237,7 @@ static __always_inline int get_addr(struct device *dev,
 static void put_addr(struct device *dev, const struct hmm_dma_map *map,
 		     dma_addr_t addr, size_t size, enum dma_data_direction dir)
 {
-	if (!is_arithmetic(map))
+	if (!map->state.arithmetic)
 		hmm_dma_unmap_page(dev, addr, size, dir);
 }
 
@@ -303,7 +294,9 @@ static __always_inline int map_plain(struct device *dev,
 		return err;
 	map->dma_list[idx] = addr;
 	map->state.how[idx] = HMM_DMA_MAPPED | HMM_DMA_FRESH;
-	WRITE_ONCE(map->pfn_list[idx], unmarked(word) | HMM_PFN_DMA_MAPPED);
+	/* Not @word: the mirror may have written it since. */
+	WRITE_ONCE(map->pfn_list[idx],
+		   unmarked(READ_ONCE(map->pfn_list[idx])) | HMM_PFN_DMA_MAPPED);
 	return 0;
 }
 
@@ -465,6 +458,7 @@ int hmm_dma_map_alloc(struct device *dev, struct hmm_dma_map *map,
 	map->dma_entry_size = dma_entry_size;
 	map->state.nr_entries = nr_entries;
 	map->state.direct = is_direct(dev);
+	map->state.arithmetic = is_arithmetic(dev);
 	return 0;
 }
 EXPORT_SYMBOL_GPL(hmm_dma_map_alloc);
@@ -590,6 +584,7 @@ int hmm_dma_map_range(struct device *dev, struct hmm_dma_map *map, size_t idx,
 		}
 		n = map_entry(dev, map, &same, i, end - i, p2pdma_state);
 		if (n < 0) {
+			keep_entry(map, i, end - i);
 			take_back(dev, map, idx, i);
 			return n;
 		}

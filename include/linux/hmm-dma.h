@@ -21,7 +21,8 @@ struct device;
  *
  * @HMM_DMA_MAPPED: It is.
  * @HMM_DMA_JOINED: In one piece with the page before it.
- * @HMM_DMA_FRESH: First page of a piece that the last hmm_dma_map_range() has made.
+ * @HMM_DMA_FRESH: First page of a piece that is new since the last
+ *	hmm_dma_map_range() of it.
  * @HMM_DMA_READ: For reading alone.
  * @HMM_DMA_PEER: Memory of a PCI device, by way of the host bridge.
  * @HMM_DMA_BUS: Memory of a PCI device, by an address of the bus.
@@ -45,11 +46,13 @@ enum hmm_dma_how {
  * @nr_entries: length of the lists of the map
  * @how: enum hmm_dma_how, per page
  * @direct: to the device, RAM is where it is to the CPU, give or take an offset
+ * @arithmetic: and nobody needs to be told of a mapping
  */
 struct hmm_dma_state {
 	size_t nr_entries;
 	u8 *how;
 	bool direct;
+	bool arithmetic;
 };
 
 /**

@@ -216,6 +216,8 @@ static struct bus *make_bus(struct kunit *test, size_t entry_size, bool fake)
 	KUNIT_ASSERT_FALSE(test, IS_ERR(bus->dev));
 	KUNIT_ASSERT_EQ(test, 0, dma_coerce_mask_and_coherent(bus->dev, DMA_BIT_MASK(64)));
 	KUNIT_ASSERT_EQ(test, 0, hmm_dma_map_alloc(bus->dev, &bus->map, ENTRIES, entry_size));
+	if (fake)
+		bus->map.state.arithmetic = false;
 	KUNIT_ASSERT_EQ(test, 0, kunit_add_action_or_reset(test, bus_free_map, bus));
 	return bus;
 }
@@ -522,7 +524,9 @@ static void error_halfway_takes_back_what_is_new(struct kunit *test)
 
 	/* Two large ones and, of the small ones, up to the one before the last. */
 	bus->left = 2 + 2 * NR - 2;
+	bus->map.pfn_list[ENTRIES - 1] |= HMM_PFN_DMA_MAPPED;
 	KUNIT_EXPECT_EQ(test, map_range(bus, 0, ENTRIES), -ENOMEM);
+	KUNIT_EXPECT_EQ(test, bus->map.pfn_list[ENTRIES - 1] & HMM_PFN_DMA_MAPPED, 0UL);
 	KUNIT_EXPECT_EQ(test, bus->live, 1);
 	KUNIT_EXPECT_EQ(test, nr_mapped(bus), 1);
 	KUNIT_EXPECT_EQ(test, map_pfn(bus, 40), addr);
@@ -615,12 +619,32 @@ static void real_address_leads_to_the_page(struct kunit *test)
 				page_to_phys(bus->page + i % NR));
 		KUNIT_EXPECT_EQ(test, dma_to_phys(bus->dev, bus->map.dma_list[i]),
 				hmm_pfn_to_phys(bus->map.pfn_list[i]));
-		/* What it is where nobody checks how the API is used. */
-		KUNIT_EXPECT_EQ(test, bus->map.dma_list[i],
-				phys_to_dma(bus->dev, page_to_phys(bus->page + i % NR)));
 	}
 	for (i = 0; i < 2 * NR; i++)
 		unmap_pfn(bus, i);
+	KUNIT_EXPECT_EQ(test, nr_mapped(bus), 0);
+}
+
+/* The same where no DMA API is asked: see is_arithmetic(). */
+static void arithmetic_gives_the_same_address(struct kunit *test)
+{
+	struct bus *bus = real_bus(test);
+	dma_addr_t addr[NR + 1];
+	size_t i;
+
+	put_words(bus, 0, NR, ORDER);
+	put_words(bus, NR, 1, 0);
+	KUNIT_ASSERT_EQ(test, map_range(bus, 0, NR + 1), 0);
+	memcpy(addr, bus->map.dma_list, sizeof(addr));
+	hmm_dma_unmap_range(bus->dev, &bus->map, 0, ENTRIES);
+	memset(bus->map.dma_list, 0, sizeof(addr));
+
+	KUNIT_ASSERT_TRUE(test, bus->map.state.direct);
+	bus->map.state.arithmetic = true;
+	KUNIT_ASSERT_EQ(test, map_range(bus, 0, NR + 1), 0);
+	for (i = 0; i <= NR; i++)
+		KUNIT_EXPECT_EQ(test, bus->map.dma_list[i], addr[i]);
+	KUNIT_EXPECT_EQ(test, hmm_dma_unmap_range(bus->dev, &bus->map, 0, ENTRIES), 2);
 	KUNIT_EXPECT_EQ(test, nr_mapped(bus), 0);
 }
 
@@ -799,6 +823,7 @@ static struct kunit_case hmm_dma_cases[] = {
 	KUNIT_CASE(free_unmaps_the_rest),
 	KUNIT_CASE(alloc_refuses),
 	KUNIT_CASE(real_address_leads_to_the_page),
+	KUNIT_CASE(arithmetic_gives_the_same_address),
 	KUNIT_CASE(page_out_of_reach_is_refused),
 	KUNIT_CASE(device_that_always_bounces_is_refused),
 	KUNIT_CASE(private_page_is_refused),
