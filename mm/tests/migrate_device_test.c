@@ -302,7 +302,7 @@ static void driver_may_say_that_the_vma_lock_will_do(struct kunit *test)
 	write_pattern(mock);
 	KUNIT_EXPECT_EQ(test, migrate_to_device(mock), NPAGES);
 	mock->pgmap.flags = PGMAP_FAULT_VMA_LOCK;
-	KUNIT_EXPECT_EQ(test, fault_with_vma_lock(mock), 0);
+	KUNIT_EXPECT_TRUE(test, fault_with_vma_lock(mock) == 0);
 	KUNIT_EXPECT_EQ(test, mock->faults, 1);
 	KUNIT_EXPECT_TRUE(test, mock->fault_flags & FAULT_FLAG_VMA_LOCK);
 	expect_pattern(mock);
@@ -315,7 +315,7 @@ static void driver_has_mmap_lock_by_default(struct kunit *test)
 
 	write_pattern(mock);
 	KUNIT_EXPECT_EQ(test, migrate_to_device(mock), NPAGES);
-	KUNIT_EXPECT_EQ(test, fault_with_vma_lock(mock), VM_FAULT_RETRY);
+	KUNIT_EXPECT_TRUE(test, fault_with_vma_lock(mock) == VM_FAULT_RETRY);
 	KUNIT_EXPECT_EQ(test, mock->faults, 0);
 	expect_pattern(mock);
 	KUNIT_EXPECT_EQ(test, mock->faults, NPAGES);
