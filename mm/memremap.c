@@ -496,6 +496,43 @@ static bool range_has_pages(const struct range *range)
 }
 
 /*
+ * Earlier point releases of 6.12 do not tell those who remove memory of whose page
+ * map it is. The type of these functions is what says so.
+ */
+typedef void remove_pages_fn(unsigned long pfn, unsigned long nr,
+			     struct vmem_altmap *altmap,
+			     struct dev_pagemap *pgmap);
+typedef void remove_pages_of_any_fn(unsigned long pfn, unsigned long nr,
+				    struct vmem_altmap *altmap);
+typedef void remove_memory_fn(u64 start, u64 size, struct vmem_altmap *altmap,
+			      struct dev_pagemap *pgmap);
+typedef void remove_memory_of_any_fn(u64 start, u64 size,
+				     struct vmem_altmap *altmap);
+
+static void remove_pages(struct dev_pagemap *pgmap, unsigned long pfn,
+			 unsigned long nr, struct vmem_altmap *altmap)
+{
+	void *remove = __remove_pages;
+
+	if (__same_type(__remove_pages, remove_pages_fn))
+		((remove_pages_fn *)remove)(pfn, nr, altmap, pgmap);
+	else
+		((remove_pages_of_any_fn *)remove)(pfn, nr, altmap);
+}
+
+static void remove_memory_of(struct dev_pagemap *pgmap, u64 start, u64 size)
+{
+	void *remove = arch_remove_memory;
+
+	if (__same_type(arch_remove_memory, remove_memory_fn))
+		((remove_memory_fn *)remove)(start, size, pgmap_altmap(pgmap),
+					     pgmap);
+	else
+		((remove_memory_of_any_fn *)remove)(start, size,
+						    pgmap_altmap(pgmap));
+}
+
+/*
  * The architecture's hotplug adds section by section, and an error leaves those
  * before it. None was there when it began.
  */
@@ -507,8 +544,8 @@ static void remove_partly_added(struct dev_pagemap *pgmap,
 
 	for (; pfn < end; pfn += nr_in_section(range, pfn))
 		if (section_has_pages(pfn))
-			__remove_pages(pfn, nr_in_section(range, pfn),
-				       pgmap_altmap(pgmap), pgmap);
+			remove_pages(pgmap, pfn, nr_in_section(range, pfn),
+				     pgmap_altmap(pgmap));
 }
 
 /*
@@ -546,10 +583,10 @@ static void remove_memory_range(struct dev_pagemap *pgmap, struct range *range)
 	u64 size = range_len(range);
 
 	if (!rules_of(pgmap)->addressable) {
-		__remove_pages(range_pfn(range), range_nr(range), NULL, pgmap);
+		remove_pages(pgmap, range_pfn(range), range_nr(range), NULL);
 		return;
 	}
-	arch_remove_memory(range->start, size, pgmap_altmap(pgmap), pgmap);
+	remove_memory_of(pgmap, range->start, size);
 	kasan_remove_zero_shadow(__va(range->start), size);
 }
 
