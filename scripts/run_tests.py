@@ -256,7 +256,7 @@ def main():
     ap.add_argument("--tree", required=True, help="kernel source")
     ap.add_argument("--out", required=True, help="build folder")
     ap.add_argument("--kernel", default="test", help="test, debug or stock")
-    ap.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    ap.add_argument("--jobs", type=int, help="machines at a time")
     ap.add_argument("groups", nargs="*", help=f"of {', '.join(GROUPS)}; default: all")
     args = ap.parse_args()
     vm.stop_on_signals()
@@ -264,6 +264,8 @@ def main():
     slow = 6 if args.kernel == "debug" else 1
     args.limit, args.silence = 900 * slow, 180 * slow
     args.more = PATIENCE if args.kernel == "debug" else []
+    # While one waits another one can work, if time is not short as it is.
+    args.jobs = args.jobs or (os.cpu_count() or 1) + (args.kernel != "debug")
 
     plans = make_plans(args)
     if "host" in (args.groups or GROUPS):
