@@ -22,12 +22,13 @@
 /* What a device that mirrors a range has for each of its pages. */
 struct table {
 	struct device *dev;
-	unsigned long nr, mapped;
+	unsigned long nr;
 #ifdef BY_RANGE
 	struct hmm_dma_map map;
 #else
 	unsigned long *pfns;
 	dma_addr_t *dma;
+	unsigned long mapped;
 	unsigned int shift;		/* of an entry of the device */
 #endif
 };

@@ -654,20 +654,9 @@ TEST_F(security, failed_copy_after_fork)
 	EXPECT_BOTH_SEE(&self->dev, &self->m, 0, NPAGES);
 }
 
-/* The device is to be emptied and cannot: it says so, and keeps what it has. */
 #define EVICT_MS	"/sys/module/test_hmm/parameters/evict_ms"
 
-static int set_evict_ms(unsigned int ms)
-{
-	FILE *f = fopen(EVICT_MS, "w");
-	int err;
-
-	if (!f)
-		return -errno;
-	err = fprintf(f, "%u", ms) < 0 ? -EIO : 0;
-	return fclose(f) ? -errno : err;
-}
-
+/* The device is to be emptied and cannot: it says so, and keeps what it has. */
 TEST(failed_copy_of_release)
 {
 	struct dm_dev d;
@@ -677,9 +666,9 @@ TEST(failed_copy_of_release)
 	ASSERT_EQ(0, dm_small(&m, NPAGES));
 	EXPECT_EQ(0, dm_to_dev(&d, &m, 0, NPAGES));
 	ASSERT_EQ(0, fail_copies(&d, true));
-	ASSERT_EQ(0, set_evict_ms(500));
+	ASSERT_EQ(0, dm_put_file(EVICT_MS, "500"));
 	EXPECT_EQ(-EBUSY, dm_op(&d, HMM_DMIRROR_RELEASE, NULL, 0, NULL));
-	EXPECT_EQ(0, set_evict_ms(10000));
+	EXPECT_EQ(0, dm_put_file(EVICT_MS, "10000"));
 	EXPECT_ON_DEVICE(&d, &m, 0, NPAGES);
 	EXPECT_DEVICE_SEES(&d, &m, 0, NPAGES);
 	EXPECT_EQ(0, fail_copies(&d, false));
