@@ -34,9 +34,9 @@
  * stay reserved until the last of the memory is gone, so that nobody can add an
  * overlapping page map while this one is halfway out.
  *
- * Locks: the tree has its own; lookups are under RCU, and retire waits for them
- * before the caller gets the structure back. Struct pages and the linear mapping
- * come and go under mem_hotplug_begin().
+ * Locks: the tree has its own; lookups are under RCU, and the grace period of
+ * retire is over before the first struct page goes, and the page map itself.
+ * Struct pages and the linear mapping come and go under mem_hotplug_begin().
  *
  * This file never migrates and does not know who maps its pages.
  */
@@ -352,14 +352,16 @@ static void store_ranges(struct dev_pagemap *pgmap, int nr, void *entry)
 }
 
 /*
- * The ranges stay reserved, but for nobody. When this returns no lookup looks at
+ * The ranges stay reserved, but for nobody.
+ *
+ * Return: a grace period, for cond_synchronize_rcu(). After it no lookup looks at
  * the page map any more; and whoever found one of its pages in a page table,
  * under RCU and without a reference, is done with the struct page.
  */
-static void retire_ranges(struct dev_pagemap *pgmap, int nr)
+static unsigned long retire_ranges(struct dev_pagemap *pgmap, int nr)
 {
 	store_ranges(pgmap, nr, PGMAP_RETIRED);
-	synchronize_rcu();
+	return get_state_synchronize_rcu();
 }
 
 static void release_ranges(struct dev_pagemap *pgmap, int nr)
@@ -382,7 +384,7 @@ static int reserve_ranges(struct dev_pagemap *pgmap, int nr)
 					 pfn + range_nr(&pgmap->ranges[i]) - 1,
 					 pgmap, GFP_KERNEL);
 		if (err) {
-			retire_ranges(pgmap, i);
+			cond_synchronize_rcu(retire_ranges(pgmap, i));
 			release_ranges(pgmap, i);
 			return err;
 		}
@@ -622,13 +624,19 @@ static int pgmap_add_range(struct dev_pagemap *pgmap, int i, int nid)
 	return 0;
 }
 
-static void pgmap_remove_range(struct dev_pagemap *pgmap, int i)
+/*
+ * To begin hotplug takes a grace period, too. @quiet is most often the same one,
+ * so that one is waited for and not two.
+ */
+static void pgmap_remove_range(struct dev_pagemap *pgmap, int i,
+			       unsigned long quiet)
 {
 	struct range *range = &pgmap->ranges[i];
 	/* The first one of the range that was ever initialised. */
 	struct page *page = pfn_to_page(range_pfn(range) + range_skip(pgmap, i));
 
 	mem_hotplug_begin();
+	cond_synchronize_rcu(quiet);
 	remove_pfn_range_from_zone(page_zone(page), range_pfn(range),
 				   range_nr(range));
 	remove_memory_range(pgmap, range);
@@ -636,12 +644,14 @@ static void pgmap_remove_range(struct dev_pagemap *pgmap, int i)
 	untrack_pfn(NULL, range_pfn(range), range_len(range), true);
 }
 
-static void remove_ranges(struct dev_pagemap *pgmap, int nr)
+/* The struct pages go when @quiet, a grace period, is over. */
+static void remove_ranges(struct dev_pagemap *pgmap, int nr,
+			  unsigned long quiet)
 {
 	int i;
 
 	for (i = 0; i < nr; i++)
-		pgmap_remove_range(pgmap, i);
+		pgmap_remove_range(pgmap, i, quiet);
 	WARN_ONCE(pgmap->altmap.alloc, "struct pages of an altmap leaked\n");
 }
 
@@ -657,7 +667,8 @@ static int add_ranges(struct dev_pagemap *pgmap, int nid)
 	for (pgmap->nr_range = 0; pgmap->nr_range < nr; pgmap->nr_range++) {
 		err = pgmap_add_range(pgmap, pgmap->nr_range, nid);
 		if (err) {
-			remove_ranges(pgmap, pgmap->nr_range);
+			remove_ranges(pgmap, pgmap->nr_range,
+				      get_completed_synchronize_rcu());
 			break;
 		}
 	}
@@ -742,7 +753,7 @@ void *memremap_pages(struct dev_pagemap *pgmap, int nid)
 	return __va(pgmap->range.start);
 
 err_release_ranges:
-	retire_ranges(pgmap, pgmap->nr_range);
+	cond_synchronize_rcu(retire_ranges(pgmap, pgmap->nr_range));
 	release_ranges(pgmap, pgmap->nr_range);
 err_exit_ref:
 	percpu_ref_exit(&pgmap->ref);
@@ -765,8 +776,8 @@ void memunmap_pages(struct dev_pagemap *pgmap)
 	pgmap_kill(pgmap);
 	wait_for_completion(&pgmap->done);
 
-	retire_ranges(pgmap, pgmap->nr_range);
-	remove_ranges(pgmap, pgmap->nr_range);
+	remove_ranges(pgmap, pgmap->nr_range,
+		      retire_ranges(pgmap, pgmap->nr_range));
 	release_ranges(pgmap, pgmap->nr_range);
 	percpu_ref_exit(&pgmap->ref);
 	fsdax_count(pgmap, false);
@@ -832,7 +843,7 @@ struct dev_pagemap *get_dev_pagemap(unsigned long pfn,
 		return pgmap;
 	put_dev_pagemap(pgmap);
 
-	/* Pairs with synchronize_rcu() in retire_ranges(). */
+	/* Pairs with the grace period of retire_ranges(). */
 	guard(rcu)();
 	pgmap = mtree_load(&pgmaps, pfn);
 	if (!pgmap || pgmap == PGMAP_RETIRED)
