@@ -283,6 +283,22 @@ static void expand_entries(unsigned long *src, const unsigned long *dst,
 	}
 }
 
+/*
+ * A source in RAM has handed on what the LRU knew of it. If all of it has moved it
+ * is freed, and must not say that any more; else it is still somebody's, and larger
+ * than it need be.
+ */
+static void settle_source(struct folio *folio, bool all_moved)
+{
+	if (all_moved) {
+		folio_clear_active(folio);
+		folio_clear_unevictable(folio);
+	} else {
+		folio_add_lru(folio);
+		deferred_split_folio(folio, true);
+	}
+}
+
 /**
  * migrate_explode() - move a large folio to destinations that are smaller
  * @src: entry of the folio, and the entries behind it that it stands for
@@ -316,9 +332,6 @@ void migrate_explode(unsigned long *src, unsigned long *dst, unsigned long nr,
 	folio_ref_unfreeze(folio, owners);
 
 	expand_entries(src, dst, nr, ready);
-	if (moved < nr && !folio_is_zone_device(folio)) {
-		/* Still somebody's, and larger than it need be. */
-		folio_add_lru(folio);
-		deferred_split_folio(folio, true);
-	}
+	if (!folio_is_zone_device(folio))
+		settle_source(folio, moved == nr);
 }

@@ -259,6 +259,16 @@ TEST_F(large, no_large_folio_on_the_device)
 	EXPECT_ALL_RIGHT();
 }
 
+/* What is left of a source is freed: it has handed on what the LRU knew of it. */
+TEST_F(large, active_folio_goes_in_pieces)
+{
+	EXPECT_EQ(0, dm_activate(&self->m, 1));
+	dm_set_flags(&self->dev, HMM_DMIRROR_FLAG_FAIL_ALLOC);
+	EXPECT_EQ(0, dm_to_dev(&self->dev, &self->m, 0, ALL));
+	EXPECT_ON_DEVICE(&self->dev, &self->m, 0, ALL);
+	EXPECT_ALL_RIGHT();
+}
+
 TEST_F(large, no_large_folio_in_ram)
 {
 	long copies;
