@@ -64,6 +64,7 @@
 #include <linux/scatterlist.h>
 #include <linux/slab.h>
 #include <linux/swiotlb.h>
+#include <linux/unaligned.h>
 
 #include "hmm_internal.h"
 
@@ -322,21 +323,41 @@ static int map_piece(struct device *dev, struct hmm_dma_map *map, size_t first,
 	return 0;
 }
 
-/* Is what is known of this page all that there is of its piece? */
-static __always_inline bool is_alone(const struct hmm_dma_map *map, size_t idx)
-{
-	const u8 *how = map->state.how + idx;
+/* What there is to know of eight pages that are mapped each by itself. */
+#define EIGHT(how)	((how) * 0x0101010101010101ULL)
 
-	return likely((how[0] & ~HMM_DMA_FRESH) == HMM_DMA_MAPPED) &&
-	       likely(!(how[1] & HMM_DMA_JOINED));
+/* The index behind the pages from @idx on that are plain, and pieces alone. */
+static size_t end_of_plain(const struct hmm_dma_map *map, size_t idx, size_t end)
+{
+	const u8 *how = map->state.how;
+	size_t i = idx;
+
+	while (end - i >= 8 &&
+	       (get_unaligned((const u64 *)(how + i)) & ~EIGHT(HMM_DMA_FRESH)) ==
+	       EIGHT(HMM_DMA_MAPPED))
+		i += 8;
+	while (i < end && (how[i] & ~HMM_DMA_FRESH) == HMM_DMA_MAPPED)
+		i++;
+	/* The last one may be the first of a larger piece. */
+	return i > idx && (how[i] & HMM_DMA_JOINED) ? i - 1 : i;
 }
 
-static __always_inline void unmap_plain(struct device *dev,
-					const struct hmm_dma_map *map, size_t idx)
+/* All marks first: the loop behind is as short as the DMA API lets it be. */
+static void unmap_plain(struct device *dev, const struct hmm_dma_map *map,
+			size_t idx, size_t end)
 {
-	map->state.how[idx] = 0;
-	WRITE_ONCE(map->pfn_list[idx], unmarked(map->pfn_list[idx]));
-	put_addr(dev, map, map->dma_list[idx], PAGE_SIZE, DMA_BIDIRECTIONAL);
+	unsigned long *words = map->pfn_list;
+	size_t i;
+
+	memset(map->state.how + idx, 0, end - idx);
+#pragma GCC unroll 8
+	for (i = idx; i < end; i++)
+		WRITE_ONCE(words[i], unmarked(words[i]));
+	if (map->state.arithmetic)
+		return;
+	for (i = idx; i < end; i++)
+		hmm_dma_unmap_page(dev, map->dma_list[i], PAGE_SIZE,
+				   DMA_BIDIRECTIONAL);
 }
 
 /* Returns the index behind the piece. */
@@ -615,21 +636,22 @@ EXPORT_SYMBOL_GPL(hmm_dma_map_range);
 size_t hmm_dma_unmap_range(struct device *dev, struct hmm_dma_map *map,
 			   size_t idx, size_t nr)
 {
-	const struct hmm_dma_map same = *map;
 	size_t end, next, pieces = 0;
 
-	if (idx >= same.state.nr_entries)
+	if (idx >= map->state.nr_entries)
 		return 0;
-	end = idx + min(nr, same.state.nr_entries - idx);
+	end = idx + min(nr, map->state.nr_entries - idx);
 	for (; idx < end; idx = next) {
-		next = idx + 1;
-		if (is_alone(&same, idx))
-			unmap_plain(dev, &same, idx);
-		else if (same.state.how[idx])
+		next = end_of_plain(map, idx, end);
+		if (next > idx) {
+			unmap_plain(dev, map, idx, next);
+			pieces += next - idx;
+		} else if (map->state.how[idx]) {
 			next = unmap_piece(dev, map, idx);
-		else
-			continue;
-		pieces++;
+			pieces++;
+		} else {
+			next = idx + 1;
+		}
 	}
 	return pieces;
 }

@@ -565,6 +565,53 @@ static void range_comes_down_with_all_its_pieces(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, nr_mapped(bus), 0);
 }
 
+/* Pieces from @first to @end, which are boundaries of pieces. */
+static size_t nr_pieces(const struct bus *bus, size_t first, size_t end)
+{
+	size_t i, n = 0;
+
+	for (i = first; i < end; i++)
+		n += hmm_dma_is_mapped(&bus->map, i) &&
+		     !(bus->map.state.how[i] & HMM_DMA_JOINED);
+	return n;
+}
+
+static void check_unmap(struct bus *bus, size_t idx, size_t nr)
+{
+	size_t i, wrong = 0, first = idx, end = idx + nr, pieces;
+
+	KUNIT_ASSERT_EQ(bus->test, map_range(bus, 0, ENTRIES), 0);
+	hmm_dma_widen(&bus->map, &first, &end);
+	pieces = nr_pieces(bus, first, end);
+	KUNIT_EXPECT_EQ(bus->test, hmm_dma_unmap_range(bus->dev, &bus->map, idx, nr), pieces);
+	for (i = 0; i < ENTRIES; i++) {
+		unsigned long word = bus->map.pfn_list[i];
+		bool stays = word && (i < first || i >= end);
+
+		wrong += hmm_dma_is_mapped(&bus->map, i) != stays;
+		wrong += !!(word & HMM_PFN_DMA_MAPPED) != stays;
+	}
+	KUNIT_EXPECT_EQ(bus->test, wrong, 0);
+	KUNIT_EXPECT_EQ(bus->test, bus->live, (int)nr_pieces(bus, 0, ENTRIES));
+}
+
+/* Pages alone, more and fewer than eight; a folio; the zero page; and holes. */
+static void any_range_comes_down_in_whole_pieces(struct kunit *test)
+{
+	struct bus *bus = fake_bus(test, PAGE_SIZE);
+	size_t idx, nr;
+
+	put_words(bus, 0, NR, 0);
+	put_words(bus, NR, NR, ORDER);
+	put_words(bus, 2 * NR, NR, 0);
+	bus->map.pfn_list[2 * NR + 3] = word_of(page_to_pfn(ZERO_PAGE(0)), 0);
+	bus->map.pfn_list[2 * NR + 6] = 0;
+
+	for (idx = 0; idx < ENTRIES; idx++)
+		for (nr = 1; nr <= ENTRIES - idx; nr++)
+			check_unmap(bus, idx, nr);
+}
+
 static void free_unmaps_the_rest(struct kunit *test)
 {
 	struct bus *bus = fake_bus(test, PAGE_SIZE);
@@ -820,6 +867,7 @@ static struct kunit_case hmm_dma_cases[] = {
 	KUNIT_CASE(part_of_a_folio_is_a_piece),
 	KUNIT_CASE(error_halfway_takes_back_what_is_new),
 	KUNIT_CASE(range_comes_down_with_all_its_pieces),
+	KUNIT_CASE(any_range_comes_down_in_whole_pieces),
 	KUNIT_CASE(free_unmaps_the_rest),
 	KUNIT_CASE(alloc_refuses),
 	KUNIT_CASE(real_address_leads_to_the_page),
