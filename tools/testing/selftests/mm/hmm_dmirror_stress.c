@@ -366,13 +366,16 @@ static void mark_idle(const struct dm_mem *m, long page)
 	close(fd);
 }
 
+/* Which kind of LRU there is; moves all pages from the one to the other. */
+#define LRU_GENERATIONS	"/sys/kernel/mm/lru_gen/enabled"
+
 /* Nothing that changes the content, or who may do what. */
 static void disturb(struct st_rng *rng, const struct dm_mem *m, long first, long n)
 {
 	void *addr = dm_addr(m, first);
 	unsigned long len = n * DM_PAGE;
 
-	switch (st_rnd(rng, 11)) {
+	switch (st_rnd(rng, 12)) {
 	case 0:
 		move_to_node(m, first, n, st_rnd(rng, nodes()));
 		break;
@@ -405,6 +408,10 @@ static void disturb(struct st_rng *rng, const struct dm_mem *m, long first, long
 		break;
 	case 9:
 		madvise(addr, len, st_one_in(rng, 2) ? MADV_MERGEABLE : MADV_UNMERGEABLE);
+		break;
+	case 10:
+		if (st_one_in(rng, 8))
+			dm_put_file(LRU_GENERATIONS, st_one_in(rng, 2) ? "y" : "n");
 		break;
 	default:
 		madvise(addr, len, st_one_in(rng, 2) ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
@@ -1710,6 +1717,24 @@ static void make_swap(void)
 	close(fd);
 }
 
+/* The kind of LRU that there was before, when all is over. */
+static void keep_lru(bool on)
+{
+	static char kind[16];
+	int fd;
+
+	if (!on) {
+		dm_put_file(LRU_GENERATIONS, kind);
+		return;
+	}
+	fd = open(LRU_GENERATIONS, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	if (read(fd, kind, sizeof(kind) - 1) < 0)
+		kind[0] = 0;
+	close(fd);
+}
+
 /* What the kernel does to pages by itself, as far as it knows how. */
 static void keep_kernel_busy(bool on)
 {
@@ -1719,6 +1744,7 @@ static void keep_kernel_busy(bool on)
 	dm_put_file("/sys/kernel/mm/ksm/sleep_millisecs", "20");
 	/* 2 undoes what was merged. */
 	dm_put_file("/sys/kernel/mm/ksm/run", on ? "1" : "2");
+	keep_lru(on);
 }
 
 static int list(void)
