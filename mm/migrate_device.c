@@ -44,9 +44,6 @@
 #include "internal.h"
 #include "migrate_device.h"
 
-/* Entries that are looked at in a row with the LRU locked, interrupts off. */
-#define MIGRATE_LRU_BATCH	64
-
 /*
  * What a phase works on: a range of a process, or pages that are known by pfn,
  * where the rmap alone knows the page tables.
@@ -93,52 +90,16 @@ static bool drain_lru_batches(struct migration *m)
 	return true;
 }
 
-/*
- * Take folios off the LRU. MIGRATE_PFN_MIGRATE goes from those that are not
- * there, and comes back to those that are found there after all. Return whether
- * any was missing.
- */
-static bool isolate_folios(const struct migration *m, unsigned long wanted)
-{
-	struct lruvec *lruvec = NULL;
-	unsigned long i, nr, looked = 0;
-	bool missing = false;
-
-	for (i = 0; i < m->npages; i += nr) {
-		struct folio *folio;
-
-		nr = migrate_pfn_nr(m->src[i]);
-		if ((m->src[i] & (MIGRATE_PFN_VALID | MIGRATE_PFN_MIGRATE)) !=
-		    wanted)
-			continue;
-		folio = migrate_pfn_folio(m->src[i]);
-		/* Device folios are on no LRU. */
-		if (folio_is_zone_device(folio))
-			continue;
-		if (lruvec && ++looked % MIGRATE_LRU_BATCH == 0) {
-			unlock_page_lruvec_irq(lruvec);
-			lruvec = NULL;
-		}
-		if (!folio_test_clear_lru(folio)) {
-			m->src[i] &= ~MIGRATE_PFN_MIGRATE;
-			missing = true;
-			continue;
-		}
-		m->src[i] |= MIGRATE_PFN_MIGRATE;
-		lruvec = folio_lruvec_relock_irq(folio, lruvec);
-		lruvec_del_folio(lruvec, folio);
-	}
-	if (lruvec)
-		unlock_page_lruvec_irq(lruvec);
-	return missing;
-}
-
+/* Folios in RAM are there only if the caller asked for them. */
 static void isolate_all_folios(struct migration *m)
 {
+	if (!m->vma || !(m->vma->flags & MIGRATE_VMA_SELECT_SYSTEM))
+		return;
 	lru_add_drain();
-	if (isolate_folios(m, MIGRATE_PFN_VALID | MIGRATE_PFN_MIGRATE) &&
+	if (migrate_isolate(m->src, m->npages,
+			    MIGRATE_PFN_VALID | MIGRATE_PFN_MIGRATE) &&
 	    drain_lru_batches(m))
-		isolate_folios(m, MIGRATE_PFN_VALID);
+		migrate_isolate(m->src, m->npages, MIGRATE_PFN_VALID);
 }
 
 /* Does the rmap still lead somewhere? Then it does until put_rmap(). */
@@ -211,28 +172,45 @@ static void release_folio(const struct migration *m, unsigned long i,
 }
 
 /*
+ * Entry @i has the folio locked and referenced; unmap it, or let go of it. @unmapped
+ * is where a walk of the rmap for those before ended.
+ */
+static noinline void unmap_folio(struct migration *m, unsigned long i,
+				 struct folio *folio, unsigned long *unmapped)
+{
+	enum migrate_stay why;
+
+	if (i >= *unmapped && folio_mapped(folio) &&
+	    (m->src[i] & MIGRATE_PFN_MIGRATE))
+		*unmapped = i + unmap_by_rmap(m, i);
+	why = check_folio(m, i, folio);
+	if (why)
+		release_folio(m, i, why);
+}
+
+/*
  * From pages that are locked and referenced to pages whose content stands
  * still. Return how many of them, and of the holes, take part.
+ *
+ * Most need nothing here: a folio with no reference but that of the migration, and
+ * that of the CPU fault which asked for it, is mapped nowhere and pinned by nobody.
  */
 static unsigned long unmap_folios(struct migration *m)
 {
+	const struct folio *faulted = m->fault_page ? page_folio(m->fault_page) : NULL;
 	unsigned long i, nr, unmapped = 0, migrating = 0;
-	enum migrate_stay why;
 
 	isolate_all_folios(m);
 	for (i = 0; i < m->npages; i += nr) {
-		struct page *page = migrate_pfn_to_page(m->src[i]);
-		struct folio *folio;
+		unsigned long src = m->src[i];
 
-		nr = migrate_pfn_nr(m->src[i]);
-		if (page) {
-			folio = page_folio(page);
-			if (i >= unmapped && folio_mapped(folio) &&
-			    (m->src[i] & MIGRATE_PFN_MIGRATE))
-				unmapped = i + unmap_by_rmap(m, i);
-			why = check_folio(m, i, folio);
-			if (why)
-				release_folio(m, i, why);
+		nr = migrate_pfn_nr(src);
+		if (src & MIGRATE_PFN_VALID) {
+			struct folio *folio = migrate_entry_folio(src);
+
+			if (!(src & MIGRATE_PFN_MIGRATE) ||
+			    folio_ref_count(folio) != (folio == faulted ? 2 : 1))
+				unmap_folio(m, i, folio, &unmapped);
 		}
 		if (m->src[i] & MIGRATE_PFN_MIGRATE)
 			migrating += nr;
@@ -389,6 +367,19 @@ static bool is_device_folio(const struct folio *folio)
 	return folio_is_device_private(folio) || folio_is_device_coherent(folio);
 }
 
+static __always_inline bool may_become(struct folio *src, struct folio *dst)
+{
+	if (folio_test_writeback(src))
+		return false;
+	if (!folio_test_anon(src))
+		return !folio_is_zone_device(dst) && !folio_test_private(src);
+	if (!is_device_folio(dst))
+		return !folio_is_zone_device(dst);
+	if (folio_test_ksm(src))
+		return false;
+	return !folio_test_swapcache(src) || folio_free_swap(src);
+}
+
 /**
  * migrate_may_become() - can a folio become one of the kind that another is?
  * @src: the folio
@@ -403,15 +394,7 @@ static bool is_device_folio(const struct folio *folio)
  */
 bool migrate_may_become(struct folio *src, struct folio *dst)
 {
-	if (folio_test_writeback(src))
-		return false;
-	if (!folio_test_anon(src))
-		return !folio_is_zone_device(dst) && !folio_test_private(src);
-	if (!is_device_folio(dst))
-		return !folio_is_zone_device(dst);
-	if (folio_test_ksm(src))
-		return false;
-	return !folio_test_swapcache(src) || folio_free_swap(src);
+	return may_become(src, dst);
 }
 
 static bool move_identity(struct folio *src, struct folio *dst,
@@ -420,7 +403,7 @@ static bool move_identity(struct folio *src, struct folio *dst,
 	int extra = !migrate_lock_is_ours(src, fault_page);
 	struct address_space *mapping = NULL;
 
-	if (!migrate_may_become(src, dst))
+	if (!may_become(src, dst))
 		return false;
 	/* After that: it may have taken the folio out of the swap cache. */
 	if (!folio_test_anon(src) || folio_test_swapcache(src))
@@ -442,7 +425,7 @@ static bool move_identity(struct folio *src, struct folio *dst,
 static bool sizes_agree(unsigned long src, unsigned long dst)
 {
 	return migrate_pfn_nr(src) == migrate_pfn_nr(dst) &&
-	       migrate_pfn_nr(dst) == folio_nr_pages(migrate_pfn_folio(dst));
+	       migrate_pfn_nr(dst) == folio_nr_pages(migrate_entry_folio(dst));
 }
 
 /* Return whether there are holes. */
@@ -463,8 +446,8 @@ static bool move_folios(unsigned long *src_pfns, unsigned long *dst_pfns,
 			continue;
 		}
 		if ((dst & MIGRATE_PFN_VALID) && sizes_agree(src, dst) &&
-		    move_identity(migrate_pfn_folio(src), migrate_pfn_folio(dst),
-				  fault_page))
+		    move_identity(migrate_entry_folio(src),
+				  migrate_entry_folio(dst), fault_page))
 			src_pfns[i] |= MIGRATE_PFN_MOVED;
 		else if (nr > 1)
 			migrate_explode(&src_pfns[i], &dst_pfns[i], nr,
@@ -552,43 +535,6 @@ void migrate_vma_pages(struct migrate_vma *migrate)
 EXPORT_SYMBOL_GPL(migrate_vma_pages);
 
 /*
- * What goes on living in RAM has to be found by reclaim. A folio that exploded
- * and was left with pages was returned then. Return whether there is any page,
- * of those or for them.
- */
-static bool return_to_lru(const unsigned long *src_pfns,
-			  const unsigned long *dst_pfns, unsigned long npages)
-{
-	unsigned long i, nr, any = 0;
-
-	for (i = 0; i < npages; i += nr) {
-		struct folio *folio;
-
-		nr = 1;
-		any |= src_pfns[i] | dst_pfns[i];
-		if (!(src_pfns[i] & MIGRATE_PFN_VALID))
-			continue;
-		nr = migrate_nr(src_pfns[i], dst_pfns[i]);
-		folio = page_folio(migrate_target(src_pfns[i], dst_pfns[i]));
-		if (!folio_is_zone_device(folio) && folio_nr_pages(folio) == nr)
-			folio_add_lru(folio);
-	}
-	return any & MIGRATE_PFN_VALID;
-}
-
-/*
- * Sources that moved have no other reference and go back to the allocator in
- * batches. Destinations that were not used do so too.
- */
-static void put_folio(struct folio_batch *batch, struct folio *folio, bool last)
-{
-	if (!last)
-		folio_put(folio);
-	else if (!folio_batch_add(batch, folio))
-		folios_put(batch);
-}
-
-/*
  * The entries that a destination stands for. Those behind it are 0, or mistakes of
  * the driver, to be looked at one by one.
  */
@@ -604,6 +550,16 @@ static unsigned long nr_behind(const unsigned long *dst)
 	return any ? 1 : nr;
 }
 
+/*
+ * Sources that moved have no other reference and go back to the allocator in
+ * batches. Destinations that were not used do so too.
+ */
+static void put_last(struct folio_batch *batch, struct folio *folio)
+{
+	if (!folio_batch_add(batch, folio))
+		folios_put(batch);
+}
+
 static void unlock_and_put(const unsigned long *src_pfns,
 			   const unsigned long *dst_pfns, unsigned long npages,
 			   struct page *fault_page)
@@ -613,22 +569,31 @@ static void unlock_and_put(const unsigned long *src_pfns,
 
 	folio_batch_init(&batch);
 	for (i = 0; i < npages; i += nr) {
-		bool moved = src_pfns[i] & MIGRATE_PFN_MOVED;
-		struct folio *dst = migrate_pfn_folio(dst_pfns[i]);
-		struct folio *src;
+		unsigned long src = src_pfns[i], dst = dst_pfns[i];
+		bool moved = src & MIGRATE_PFN_MOVED;
+		struct folio *folio;
 
-		nr = moved ? nr_behind(&dst_pfns[i]) : 1;
+		nr = 1;
+		if (moved && (dst & MIGRATE_PFN_COMPOUND))
+			nr = nr_behind(&dst_pfns[i]);
 		/* The other pages of one that exploded have gone with the first. */
-		if ((src_pfns[i] & MIGRATE_PFN_VALID) && i >= src_end) {
-			src = migrate_pfn_folio(src_pfns[i]);
-			src_end = i + folio_nr_pages(src);
-			if (migrate_lock_is_ours(src, fault_page))
-				folio_unlock(src);
-			put_folio(&batch, src, moved);
+		if ((src & MIGRATE_PFN_VALID) && i >= src_end) {
+			folio = migrate_entry_folio(src);
+			src_end = i + folio_nr_pages(folio);
+			if (migrate_lock_is_ours(folio, fault_page))
+				folio_unlock(folio);
+			if (moved)
+				put_last(&batch, folio);
+			else
+				folio_put(folio);
 		}
-		if (dst) {
-			folio_unlock(dst);
-			put_folio(&batch, dst, src_pfns[i] && !moved);
+		if (dst & MIGRATE_PFN_VALID) {
+			folio = migrate_entry_folio(dst);
+			folio_unlock(folio);
+			if (src && !moved)
+				put_last(&batch, folio);
+			else
+				folio_put(folio);
 		}
 	}
 	folios_put(&batch);
@@ -649,7 +614,7 @@ static void unlock_and_put(const unsigned long *src_pfns,
 void migrate_vma_finalize(struct migrate_vma *migrate)
 {
 	migrate_assert_locked(migrate);
-	if (!return_to_lru(migrate->src, migrate->dst, migrate->npages))
+	if (!migrate_putback(migrate->src, migrate->dst, migrate->npages))
 		return;
 	migrate_vma_map(migrate, 0, migrate->npages);
 	unlock_and_put(migrate->src, migrate->dst, migrate->npages,
@@ -917,7 +882,7 @@ void migrate_device_finalize(unsigned long *src_pfns, unsigned long *dst_pfns,
 {
 	unsigned long i, nr;
 
-	return_to_lru(src_pfns, dst_pfns, npages);
+	migrate_putback(src_pfns, dst_pfns, npages);
 	for (i = 0; i < npages; i += nr) {
 		nr = 1;
 		if (src_pfns[i] & MIGRATE_PFN_SHARED)

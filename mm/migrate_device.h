@@ -7,6 +7,7 @@
  * migrate_device_map.c	migration entries to page tables; holes; CPU faults
  * migrate_device_rmap.c	both, for page tables that only the rmap knows
  * migrate_device_pte.h	what becomes of a PTE, and of the counts of a mapping
+ * migrate_device_lru.c	off the LRU, and onto it again
  * migrate_device_large.c	large folios that have to become smaller
  *
  * Lock order: mmap_lock -> folio lock -> anon_vma or i_mmap -> page-table lock.
@@ -46,6 +47,18 @@ static inline unsigned long migrate_index(const struct migrate_vma *migrate,
 					  unsigned long addr)
 {
 	return (addr - migrate->start) >> PAGE_SHIFT;
+}
+
+/* The page of an entry that has one: %MIGRATE_PFN_VALID was looked at. */
+static inline struct page *migrate_entry_page(unsigned long mpfn)
+{
+	VM_WARN_ON_ONCE(!(mpfn & MIGRATE_PFN_VALID));
+	return pfn_to_page(mpfn >> MIGRATE_PFN_SHIFT);
+}
+
+static inline struct folio *migrate_entry_folio(unsigned long mpfn)
+{
+	return page_folio(migrate_entry_page(mpfn));
 }
 
 static inline struct folio *migrate_pfn_folio(unsigned long mpfn)
@@ -99,6 +112,12 @@ int migrate_vma_check(const struct migrate_vma *args);
 void migrate_vma_unmap(struct migrate_vma *args);
 bool migrate_may_become(struct folio *src, struct folio *dst);
 
+/* migrate_device_lru.c */
+bool migrate_isolate(unsigned long *src, unsigned long npages,
+		     unsigned long wanted);
+bool migrate_putback(const unsigned long *src, const unsigned long *dst,
+		     unsigned long npages);
+
 /* migrate_device_large.c */
 enum migrate_stay migrate_split_device_folio(struct folio *folio,
 					     struct page *fault_page);
@@ -123,10 +142,13 @@ unsigned long migrate_unmap_run(unsigned long *src, unsigned long npages,
 unsigned long migrate_map_run(unsigned long *src, const unsigned long *dst,
 			      unsigned long npages);
 
-/* Where the mappings of a page go once it is decided: to dst, or back. */
+/*
+ * Where the mappings of a page go once it is decided: to dst, or back. What has
+ * moved has a destination, so both have a page.
+ */
 static inline struct page *migrate_target(unsigned long src, unsigned long dst)
 {
-	return migrate_pfn_to_page(src & MIGRATE_PFN_MOVED ? dst : src);
+	return migrate_entry_page(src & MIGRATE_PFN_MOVED ? dst : src);
 }
 
 /* Pages that src and dst stand for, after the pages step. */

@@ -490,40 +490,55 @@ static void drop_pinned(struct migrate_vma *migrate, unsigned long addr,
 		    migrate_pfn_stay(MIGRATE_STAY_PINNED));
 }
 
+/* What goes on from one PTE of a table to the next. */
+struct replace {
+	struct anon_mapped mapped;
+	struct pte_rule rule;
+};
+
+/* One page, and all that there is about it. */
+static __always_inline bool replace_page(struct migrate_vma *migrate,
+					 pte_t *ptep, unsigned long addr,
+					 struct page *page, pte_t old,
+					 struct replace *r)
+{
+	struct folio *folio = page_folio(page);
+
+	if (!replace_pte(migrate->vma, addr, ptep, old, folio, page, &r->rule))
+		return false;
+	drop_mappings(folio, page, 1, migrate->vma, &r->mapped);
+	return true;
+}
+
 static noinline void replace_ptes(struct migrate_vma *migrate, pte_t *ptep,
 				  unsigned long addr, unsigned long end)
 {
 	unsigned long i = migrate_index(migrate, addr);
-	struct anon_mapped mapped = { };
-	struct pte_rule rule = { };
+	struct replace r = { };
 	unsigned long nr;
 	bool done;
 
 	arch_enter_lazy_mmu_mode();
 	for (; addr < end; addr += nr * PAGE_SIZE, ptep += nr, i += nr) {
-		unsigned long *old = &migrate->dst[i];
-		struct page *page = migrate_pfn_to_page(migrate->src[i]);
-		struct folio *folio;
+		unsigned long src = migrate->src[i], *old = &migrate->dst[i];
 
 		nr = 1;
-		if (!page)
+		if (!(src & MIGRATE_PFN_VALID))
 			continue;
-		folio = page_folio(page);
-		if (migrate->src[i] & MIGRATE_PFN_COMPOUND) {
-			nr = folio_nr_pages(folio);
-			done = replace_large(migrate, ptep, addr, folio, nr, old);
-		} else {
-			done = replace_pte(migrate->vma, addr, ptep, __pte(*old),
-					   folio, page, &rule);
-			if (done)
-				drop_mappings(folio, page, 1, migrate->vma,
-					      &mapped);
+		if (likely(!(src & MIGRATE_PFN_COMPOUND))) {
+			done = replace_page(migrate, ptep, addr,
+					    migrate_pfn_to_page(src),
+					    __pte(*old), &r);
 			*old = 0;
+		} else {
+			nr = migrate_pfn_nr(src);
+			done = replace_large(migrate, ptep, addr,
+					     migrate_pfn_folio(src), nr, old);
 		}
-		if (!done)
-			drop_pinned(migrate, addr, folio, nr);
+		if (unlikely(!done))
+			drop_pinned(migrate, addr, migrate_pfn_folio(src), nr);
 	}
-	anon_mapped_flush(&mapped);
+	anon_mapped_flush(&r.mapped);
 	arch_leave_lazy_mmu_mode();
 }
 

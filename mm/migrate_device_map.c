@@ -131,16 +131,17 @@ enum target_traits {
 	TARGET_DIRTY	= BIT(2),
 };
 
-static unsigned int target_traits(struct page *src, struct page *target)
+static __always_inline unsigned int target_traits(const struct page *src,
+						  const struct folio *target)
 {
-	bool zone_device = is_zone_device_page(target);
+	bool zone_device = folio_is_zone_device(target);
 	unsigned int traits = 0;
 
-	if (zone_device && is_device_private_page(target))
+	if (zone_device && folio_is_device_private(target))
 		return TARGET_PRIVATE;
 	if (!zone_device && is_zone_device_page(src))
 		traits |= TARGET_RETURNS;
-	if (folio_test_dirty(page_folio(target)))
+	if (folio_test_dirty(target))
 		traits |= TARGET_DIRTY;
 	return traits;
 }
@@ -190,7 +191,7 @@ unsigned long migrate_map_ptes(struct vm_area_struct *vma, unsigned long addr,
 			       struct page *target, unsigned long nr,
 			       struct map_batch *batch)
 {
-	unsigned int traits = target_traits(src, target);
+	unsigned int traits = target_traits(src, page_folio(target));
 	unsigned long n, done = 0;
 
 	for (; nr; nr -= n, addr += n * PAGE_SIZE, ptep += n, src += n, target += n) {
@@ -210,6 +211,33 @@ unsigned long migrate_map_ptes(struct vm_area_struct *vma, unsigned long addr,
 		done += n;
 	}
 	return done;
+}
+
+/*
+ * migrate_map_ptes() of a single page, which most are: alone in its folio, and like
+ * the one before. False, and nothing done, if it is not.
+ */
+static __always_inline bool map_another(struct vm_area_struct *vma,
+					unsigned long addr, pte_t *ptep,
+					unsigned long src, struct page *page,
+					struct map_batch *batch)
+{
+	struct folio *folio = (struct folio *)page;
+	unsigned int traits;
+
+	if (!pte_rule_is_made(&batch->rule) || PageCompound(page) ||
+	    !is_plain_anon(folio, vma))
+		return false;
+	traits = target_traits(migrate_pfn_to_page(src), folio);
+	if (!pte_rule_holds(&batch->rule, ptep_get(ptep),
+			    src >> MIGRATE_PFN_SHIFT, traits))
+		return false;
+	add_plain_mapping(folio, batch->exclusive, &batch->mapped);
+	set_pte_at(vma->vm_mm, addr, ptep,
+		   pte_rule_get(&batch->rule, page_to_pfn(page)));
+	if (!(traits & TARGET_PRIVATE))
+		update_mmu_cache_range(NULL, vma, addr, ptep, 1);
+	return true;
 }
 
 /*
@@ -239,12 +267,14 @@ static bool map_table(struct migrate_vma *migrate, pmd_t *pmdp,
 
 		n = 1;
 		if (src & MIGRATE_PFN_VALID) {
+			struct page *target = migrate_target(src, dst);
+
 			n = migrate_nr(src, dst);
 			if (!ptep || (src & MIGRATE_PFN_SHARED) ||
-			    migrate_map_ptes(vma, addr, ptep,
-					     migrate_pfn_to_page(src),
-					     migrate_target(src, dst), n,
-					     &batch) < n) {
+			    (!map_another(vma, addr, ptep, src, target, &batch) &&
+			     migrate_map_ptes(vma, addr, ptep,
+					      migrate_pfn_to_page(src), target, n,
+					      &batch) < n)) {
 				migrate->src[i] |= MIGRATE_PFN_SHARED;
 				shared = true;
 			}

@@ -97,11 +97,16 @@ static inline void pte_rule_make(struct pte_rule *rule, pte_t from,
 	rule->traits = traits;
 }
 
+static __always_inline bool pte_rule_is_made(const struct pte_rule *rule)
+{
+	return rule->from_step;
+}
+
 static __always_inline bool pte_rule_holds(const struct pte_rule *rule, pte_t from,
 					   unsigned long pfn, unsigned int traits)
 {
 	return pte_val(from) == rule->from + pfn * rule->from_step &&
-	       traits == rule->traits && rule->from_step;
+	       traits == rule->traits && pte_rule_is_made(rule);
 }
 
 static __always_inline pte_t pte_rule_get(const struct pte_rule *rule,
@@ -156,22 +161,31 @@ static inline pte_t migration_pte(struct page *page, pte_t old, bool exclusive)
 	return pte;
 }
 
-/* The last word on dirty: no CPU can set the bit of @old any more. */
+/*
+ * The last word on dirty: no CPU can set the bit of @old any more. Nobody wants to
+ * hear of an anonymous folio, and the flag says all.
+ */
 static inline void take_dirty(struct folio *folio, pte_t old)
 {
 	if (!pte_present(old) || !pte_dirty(old))
 		return;
-	if (!folio_test_anon(folio) || !folio_test_dirty(folio))
+	if (!folio_test_anon(folio) || folio_test_swapcache(folio))
 		folio_mark_dirty(folio);
+	else if (!folio_test_dirty(folio))
+		folio_set_dirty(folio);
 }
 
 /**
  * struct anon_mapped - change of NR_ANON_MAPPED that is not told yet
  * @like: a folio of the node and control group that it is for
+ * @memcg: that control group
+ * @nid: that node
  * @nr: pages
  */
 struct anon_mapped {
 	struct folio *like;
+	struct mem_cgroup *memcg;
+	int nid;
 	long nr;
 };
 
@@ -189,11 +203,16 @@ static inline void anon_mapped_flush(struct anon_mapped *mapped)
 static __always_inline void anon_mapped_add(struct anon_mapped *mapped,
 					    struct folio *folio, long nr)
 {
-	if (mapped->nr &&
-	    (folio_memcg(folio) != folio_memcg(mapped->like) ||
-	     folio_nid(folio) != folio_nid(mapped->like)))
+	struct mem_cgroup *memcg = folio_memcg(folio);
+	int nid = folio_nid(folio);
+
+	if (unlikely(memcg != mapped->memcg || nid != mapped->nid ||
+		     !mapped->like)) {
 		anon_mapped_flush(mapped);
-	mapped->like = folio;
+		mapped->like = folio;
+		mapped->memcg = memcg;
+		mapped->nid = nid;
+	}
 	mapped->nr += nr;
 }
 
@@ -216,9 +235,20 @@ static __always_inline void drop_mappings(struct folio *folio, struct page *page
 		anon_mapped_add(mapped, folio, -1);
 }
 
+/* A new mapping of a page for which is_plain_anon() holds, and its reference. */
+static __always_inline void add_plain_mapping(struct folio *folio, bool exclusive,
+					      struct anon_mapped *mapped)
+{
+	folio_ref_inc(folio);
+	if (atomic_inc_and_test(&folio->_mapcount))
+		anon_mapped_add(mapped, folio, 1);
+	if (exclusive)
+		SetPageAnonExclusive(&folio->page);
+}
+
 /*
- * The same for a new mapping of @nr pages, each with a reference of its own. For
- * a large folio @mapped may be NULL.
+ * A new mapping of @nr pages, each with a reference of its own. For a large folio
+ * @mapped may be NULL.
  */
 static __always_inline void add_mappings(struct vm_area_struct *vma,
 					 unsigned long addr, struct page *page,
@@ -227,13 +257,12 @@ static __always_inline void add_mappings(struct vm_area_struct *vma,
 {
 	struct folio *folio = page_folio(page);
 
-	folio_ref_add(folio, nr);
 	if (is_plain_anon(folio, vma)) {
-		if (atomic_inc_and_test(&folio->_mapcount))
-			anon_mapped_add(mapped, folio, 1);
-		if (exclusive)
-			SetPageAnonExclusive(page);
-	} else if (folio_test_anon(folio)) {
+		add_plain_mapping(folio, exclusive, mapped);
+		return;
+	}
+	folio_ref_add(folio, nr);
+	if (folio_test_anon(folio)) {
 		folio_add_anon_rmap_ptes(folio, page, nr, vma, addr,
 					 exclusive ? RMAP_EXCLUSIVE : RMAP_NONE);
 	} else {

@@ -14,6 +14,7 @@
 #include <linux/migrate_device.h>
 #include <linux/mman.h>
 #include <linux/mm.h>
+#include <linux/mm_inline.h>
 #include <linux/mmu_notifier.h>
 #include <linux/pagemap.h>
 #include <linux/pagewalk.h>
@@ -398,6 +399,58 @@ static void given_up_after_setup_keeps_the_data(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, migrate_vma_setup(&mock->args), 0);
 	migrate_vma_finalize(&mock->args);
 	mmap_read_unlock(current->mm);
+	expect_pattern(mock);
+}
+
+/* A table in which there is nothing to lock, and nothing that goes on. */
+static void holes_given_up_stay_holes(struct kunit *test)
+{
+	struct mock *mock = test->priv;
+	unsigned long word;
+	unsigned int i;
+
+	KUNIT_ASSERT_EQ(test, put_user(1UL, page_word(mock, NPAGES - 1)), 0);
+	mmap_read_lock(current->mm);
+	mock_args(mock, MIGRATE_VMA_SELECT_SYSTEM);
+	mock->args.end -= PAGE_SIZE;
+	KUNIT_EXPECT_EQ(test, migrate_vma_setup(&mock->args), 0);
+	KUNIT_EXPECT_EQ(test, mock->args.cpages, NPAGES - 1UL);
+	for (i = 0; i < NPAGES - 1; i++)
+		KUNIT_EXPECT_EQ(test, mock->src[i], MIGRATE_PFN_MIGRATE);
+	migrate_vma_finalize(&mock->args);
+	mmap_read_unlock(current->mm);
+
+	KUNIT_EXPECT_EQ(test, get_user(word, page_word(mock, 0)), 0);
+	KUNIT_EXPECT_EQ(test, word, 0UL);
+	KUNIT_EXPECT_EQ(test, get_user(word, page_word(mock, NPAGES - 1)), 0);
+	KUNIT_EXPECT_EQ(test, word, 1UL);
+}
+
+/* Off the LRU as long as it takes, and there again at once. */
+static void pages_that_stay_are_on_the_lru(struct kunit *test)
+{
+	struct mock *mock = test->priv;
+	struct folio *folio[NPAGES];
+	unsigned int i;
+
+	write_pattern(mock);
+	mmap_read_lock(current->mm);
+	mock_args(mock, MIGRATE_VMA_SELECT_SYSTEM);
+	KUNIT_EXPECT_EQ(test, migrate_vma_setup(&mock->args), 0);
+	for (i = 0; i < NPAGES; i++) {
+		folio[i] = page_folio(migrate_pfn_to_page(mock->src[i]));
+		KUNIT_EXPECT_FALSE(test, folio_test_lru(folio[i]));
+		folio_get(folio[i]);
+	}
+	migrate_vma_finalize(&mock->args);
+	mmap_read_unlock(current->mm);
+	/* These go by a batch. */
+	if (lru_gen_enabled())
+		lru_add_drain_all();
+	for (i = 0; i < NPAGES; i++) {
+		KUNIT_EXPECT_TRUE(test, folio_test_lru(folio[i]));
+		folio_put(folio[i]);
+	}
 	expect_pattern(mock);
 }
 
@@ -912,6 +965,8 @@ static struct kunit_case migrate_device_cases[] = {
 	KUNIT_CASE(range_of_device_pages_is_evicted),
 	KUNIT_CASE(free_device_pages_say_so),
 	KUNIT_CASE(given_up_after_setup_keeps_the_data),
+	KUNIT_CASE(holes_given_up_stay_holes),
+	KUNIT_CASE(pages_that_stay_are_on_the_lru),
 	KUNIT_CASE(finalize_without_pages_keeps_the_data),
 	KUNIT_CASE(page_without_destination_stays),
 	KUNIT_CASE(locked_and_pinned_pages_stay_and_say_so),

@@ -14,6 +14,7 @@
 #include "../kselftest_harness.h"
 
 #include <pthread.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
@@ -830,6 +831,153 @@ TEST_F(contract, c7_no_write_is_lost)
 	EXPECT_LT(5L, (long)c.count[39]);
 	free(c.count);
 	dm_free(&m);
+}
+
+/* ---- What is counted per batch, not per page ---- */
+
+#define GROUPS		"/sys/fs/cgroup"
+#define COUNTED		2048L
+/* A program's own pages, and those that a CPU has not told yet. */
+#define NOT_TOLD	300L
+
+/* The number behind a name, or -1. */
+static long stat_in(const char *path, const char *name)
+{
+	FILE *f = fopen(path, "re");
+	long value = -1, v;
+	char word[64];
+
+	while (f && value < 0 && fscanf(f, "%63s", word) == 1)
+		if (!strcmp(word, name) && fscanf(f, "%ld", &v) == 1)
+			value = v;
+	if (f)
+		fclose(f);
+	return value;
+}
+
+/* What a group has, in pages; memory.stat says bytes. */
+static long group_pages(const char *stat, const char *name)
+{
+	return stat_in(stat, name) / DM_PAGE;
+}
+
+static long lru_pages(const char *stat)
+{
+	return group_pages(stat, "active_anon") +
+	       group_pages(stat, "inactive_anon");
+}
+
+static long zone_lru_pages(void)
+{
+	return stat_in("/proc/vmstat", "nr_zone_active_anon") +
+	       stat_in("/proc/vmstat", "nr_zone_inactive_anon");
+}
+
+static bool is_about(long value, long wanted)
+{
+	return labs(value - wanted) <= NOT_TOLD;
+}
+
+/* Then what comes back is young again. */
+static bool has_generations(void)
+{
+	FILE *f = fopen("/sys/kernel/mm/lru_gen/enabled", "re");
+	unsigned int on = 0;
+
+	if (f && fscanf(f, "%x", &on) != 1)
+		on = 0;
+	if (f)
+		fclose(f);
+	return on;
+}
+
+/*
+ * Is what the group has mapped what the process has, and on the LRU all but what
+ * is at the device? The kernel adds up what its CPUs know every two seconds.
+ */
+static bool has_counts(const char *stat, long at_device)
+{
+	double began = dm_now();
+	bool good;
+
+	do {
+		long anon = group_pages(stat, "anon");
+		long own = stat_in("/proc/self/status", "RssAnon:") * 1024 / DM_PAGE;
+
+		good = is_about(anon, own) && is_about(lru_pages(stat), own - at_device);
+	} while (!good && dm_now() - began < 5 && !usleep(100000));
+	return good;
+}
+
+/* In a group of its own; returns the line of what went wrong. */
+static int count_in_group(int unit, const char *stat)
+{
+	struct dm_dev dev;
+	struct dm_mem m;
+	long active;
+	int i;
+
+	/* Neighbours are of two lists, which costs and must not be mixed up. */
+	if (dm_open(&dev, unit) || dm_small(&m, COUNTED) || dm_activate(&m, 2))
+		return __LINE__;
+	if (!has_counts(stat, 0))
+		return __LINE__;
+	active = group_pages(stat, "active_anon");
+	for (i = 0; i < 10; i++) {
+		if (dm_to_dev(&dev, &m, 0, COUNTED))
+			return __LINE__;
+		if (dm_count_at(&dev, &m, 0, COUNTED, AT_DEVICE) != COUNTED)
+			return __LINE__;
+		if (!i && !has_counts(stat, COUNTED))
+			return __LINE__;
+		if (dm_to_sys(&dev, &m, 0, COUNTED))
+			return __LINE__;
+	}
+	if (!has_counts(stat, 0))
+		return __LINE__;
+	if (!has_generations() && !is_about(group_pages(stat, "active_anon"), active))
+		return __LINE__;
+	dm_free(&m);
+	dm_close(&dev);
+	return has_counts(stat, 0) ? 0 : __LINE__;
+}
+
+static int join_group(const char *group)
+{
+	char path[80];
+
+	if (mkdir(group, 0755))
+		return -errno;
+	snprintf(path, sizeof(path), "%s/cgroup.procs", group);
+	return dm_put_file(path, "0");
+}
+
+/* Control group, node and zone know how many pages are mapped, and on the LRU. */
+TEST_F(contract, c7_counts_follow_the_pages)
+{
+	long before = zone_lru_pages(), line = 0;
+	char group[60], stat[80];
+	pid_t pid;
+
+	if (dm_put_file(GROUPS "/cgroup.subtree_control", "+memory"))
+		SKIP(return, "no control groups for memory");
+	snprintf(group, sizeof(group), GROUPS "/hmm.%d", getpid());
+	snprintf(stat, sizeof(stat), "%s/memory.stat", group);
+
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		if (join_group(group))
+			_exit(1);
+		line = count_in_group(variant->unit, stat);
+		if (line)
+			TH_LOG("line %ld: anon %ld, LRU %ld pages", line,
+			       group_pages(stat, "anon"), lru_pages(stat));
+		_exit(!!line);
+	}
+	EXPECT_EQ(0, dm_wait(pid));
+	EXPECT_EQ(0, rmdir(group));
+	EXPECT_GT(1000 + NOT_TOLD, labs(zone_lru_pages() - before));
 }
 
 TEST_HARNESS_MAIN
