@@ -29,7 +29,7 @@
 /**
  * struct lru_batch - folios of one lruvec that come, or go
  * @lruvec: locked; or NULL
- * @end: index of the first entry that it is not locked for
+ * @end: index of the first entry that it is not locked for, if it is
  * @lru: list of those that are not told yet
  * @zone: and their zone
  * @pages: how many pages these are, below 0 if they go
@@ -71,6 +71,7 @@ static void lru_unlock(struct lru_batch *batch)
 	lru_tell(batch);
 	unlock_page_lruvec_irq(batch->lruvec);
 	batch->lruvec = NULL;
+	batch->end = ULONG_MAX;
 }
 
 /* Lock the lruvec of @folio, which is that of entry @i. */
@@ -136,7 +137,7 @@ static bool is_plainly_evictable(const struct folio *folio)
 bool migrate_isolate(unsigned long *src, unsigned long npages,
 		     unsigned long wanted)
 {
-	struct lru_batch batch = { };
+	struct lru_batch batch = { .end = ULONG_MAX };
 	unsigned long i, nr;
 	bool missing = false;
 
@@ -181,7 +182,7 @@ bool migrate_isolate(unsigned long *src, unsigned long npages,
 bool migrate_putback(const unsigned long *src, const unsigned long *dst,
 		     unsigned long npages)
 {
-	struct lru_batch batch = { };
+	struct lru_batch batch = { .end = ULONG_MAX };
 	unsigned long i, nr, any = 0;
 
 	for (i = 0; i < npages; i += nr) {
