@@ -9,9 +9,6 @@ import rows
 # Interrupts and the like: what two runs of the same code may differ by.
 NOISE = 0.005
 
-# Of a row that says why it is slower
-KNOWN = 0.03
-
 
 @dataclass
 class Run:
@@ -95,17 +92,13 @@ class Line:
         return self.row.target if self.method == "exact" else None
 
     @property
-    def noise(self):
-        return KNOWN if self.row.because else NOISE
-
-    @property
     def slower(self):
         """Worse than the base by more than noise: of pairs, in each of them."""
         if self.ratio is None:
             return False
         if self.method == "exact":
-            return self.ratio > 1 + max(self.noise, self.spread)
-        return self.low > 1 + self.noise
+            return self.ratio > 1 + max(NOISE, self.spread)
+        return self.low > 1 + NOISE
 
 
 def stock_run(row, runs):
@@ -185,8 +178,6 @@ def remark(line):
     words = []
     if line.slower:
         words.append("SLOWER THAN STOCK")
-    elif line.row.because and line.ratio and line.ratio > 1 + NOISE:
-        words.append(f"slower: {line.row.because}")
     if line.target and line.ours > line.target * (1 + NOISE):
         words.append("misses the target")
     if line.note:

@@ -49,7 +49,6 @@ class Row:
     x: float = None             # and where on it
     instead: str = None         # stock moves none of it: what it has to do then
     none_moves: bool = False    # on any kernel: what is measured is the refusal
-    because: str = ""           # why it is slower than stock, by up to 3 %
     memory: int = MEMORY_MB     # what the machine has,
     board: str = ""             # and which devices
 
@@ -76,9 +75,7 @@ def mirror():
              "mirror_fault memory=cached read=1", None),
             ("fault-swap", "write-fault of 4K pages that are swapped out",
              "mirror_fault memory=swap", None)):
-        yield Row(name, "mirror", title, f"{command} {big}", target, how="xw",
-                  because="each word is read as well, and accesses take QEMU long"
-                  if name == "snapshot-thp" else "")
+        yield Row(name, "mirror", title, f"{command} {big}", target, how="xw")
 
 
 TARGETS = {
@@ -162,9 +159,7 @@ def dma():
             for what in ("map", "unmap"):
                 yield Row(f"dma-{what}-{'iommu' if board else 'direct'}-{size.lower()}",
                           "dma", f"{what}, {where}, {size} folios",
-                          f"dma_{what} folio={kb}", board=board,
-                          because="what is mapped is remembered, and marked"
-                          if (board, what, kb) == ("dma", "unmap", 4) else "")
+                          f"dma_{what} folio={kb}", board=board)
 
 
 def tlb():
