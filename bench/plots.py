@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Pictures, by gnuplot, and the page that shows everything."""
 import html
+import math
 import os
 import subprocess
 
@@ -13,6 +14,12 @@ LINES = ("#1b6ca8", "#c8553d", "#3a7d44", "#8d6a9f", "#b8860b", "#555555")
 
 def quote(text):
     return '"' + text.replace('"', "'") + '"'
+
+
+def least(lines):
+    """Where a logarithmic axis begins, so that all of @lines is above it."""
+    values = [v for x in lines for v in (x.ours, x.stock, x.target) if v]
+    return 10 ** math.floor(math.log10(min(values)))
 
 
 def bars(title, unit, lines):
@@ -28,15 +35,14 @@ def bars(title, unit, lines):
 set title {quote(title)}
 set ylabel {quote(unit)}
 set logscale y
-set yrange [1:*]
+set yrange [{least(lines)}:*]
 set style data histogram
 set style histogram clustered gap 1
 set style fill solid 0.9 noborder
 set boxwidth 0.9
 set xtics rotate by -35 left nomirror
 set bmargin 8
-set rmargin 10
-set key top right
+set key outside right
 $data << EOD
 {data}
 EOD
@@ -62,7 +68,7 @@ set ylabel {quote(unit)}
 set xlabel {quote(axis)}
 set logscale xy
 set xrange [*:*]
-set yrange [1:*]
+set yrange [{least(lines)}:*]
 set grid ytics lc rgb "#dddddd"
 set key outside right
 set xtics ({', '.join(f'"{x:g}" {x:g}' for x in sorted({x.row.x for x in lines if x.row.x}))})
