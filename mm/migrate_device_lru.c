@@ -29,7 +29,7 @@
 /**
  * struct lru_batch - folios of one lruvec that come, or go
  * @lruvec: locked; or NULL
- * @end: index of the first entry that it is not locked for, if it is
+ * @end: if locked, index of the first entry that it is not locked for
  * @lru: list of those that are not told yet
  * @zone: and their zone
  * @pages: how many pages these are, below 0 if they go
@@ -104,7 +104,7 @@ static void lru_add(struct lru_batch *batch, struct folio *folio)
 	VM_WARN_ON_ONCE_FOLIO(folio_test_lru(folio), folio);
 	folio_set_lru(folio);
 	trace_mm_lru_insertion(folio);
-	/* Since when is_plainly_evictable() looked. */
+	/* They may have been switched on since is_plainly_evictable() looked. */
 	if (lru_gen_add_folio(batch->lruvec, folio, false))
 		return;
 	list_add(&folio->lru, &batch->lruvec->lists[lru]);
