@@ -11,8 +11,6 @@ import rows
 
 HEADS = {"| | ours | stock | faster | target |": "exact",
          "| | ours | stock | faster | of pairs |": "wall"}
-
-
 PREFIXES = {"dma": "DMA: ", "dmirror": "dmirror: "}
 
 
@@ -39,7 +37,7 @@ def line_of(title, row):
 
 
 def update(document, run):
-    """Put what @run, a results.csv, says into @document."""
+    """Put what @run, a results.csv, says into @document; all of it or nothing."""
     found = rows_of(run)
     with open(document, encoding="utf-8") as f:
         lines = f.read().split("\n")
@@ -51,6 +49,8 @@ def update(document, run):
             method = HEADS[line]
         elif method and not line.startswith("|--"):
             title = line.split("|")[1].strip()
+            if (method, title) not in found:
+                raise RuntimeError(f"{title}: not in this run, which is not a whole one")
             lines[i] = line_of(title, found[method, title])
     with open(document, "w", encoding="utf-8") as f:
         f.write("\n".join(lines))

@@ -29,11 +29,9 @@
  * untouched: that is why no failure loses data.
  */
 #include <linux/export.h>
-#include <linux/memcontrol.h>
 #include <linux/memremap.h>
 #include <linux/migrate.h>
 #include <linux/mm.h>
-#include <linux/mm_inline.h>
 #include <linux/pagemap.h>
 #include <linux/pagevec.h>
 #include <linux/rmap.h>

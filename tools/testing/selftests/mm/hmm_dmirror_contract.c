@@ -923,6 +923,8 @@ static int count_in_group(int unit, const char *stat)
 	if (!has_counts(stat, 0))
 		return __LINE__;
 	active = group_pages(stat, "active_anon");
+	if (!has_generations() && !is_about(active, COUNTED / 2))
+		return __LINE__;
 	for (i = 0; i < 10; i++) {
 		if (dm_to_dev(&dev, &m, 0, COUNTED))
 			return __LINE__;
@@ -977,6 +979,7 @@ TEST_F(contract, c7_counts_follow_the_pages)
 	}
 	EXPECT_EQ(0, dm_wait(pid));
 	EXPECT_EQ(0, rmdir(group));
+	EXPECT_LE(0, before);
 	EXPECT_GT(1000 + NOT_TOLD, labs(zone_lru_pages() - before));
 }
 

@@ -1717,21 +1717,17 @@ static void make_swap(void)
 	close(fd);
 }
 
-/* The kind of LRU that there was before, when all is over. */
-static void keep_lru(bool on)
-{
-	static char kind[16];
-	int fd;
+/* The kind of LRU that there was before */
+static char lru_before[16];
 
-	if (!on) {
-		dm_put_file(LRU_GENERATIONS, kind);
-		return;
-	}
-	fd = open(LRU_GENERATIONS, O_RDONLY | O_CLOEXEC);
+static void remember_lru(void)
+{
+	int fd = open(LRU_GENERATIONS, O_RDONLY | O_CLOEXEC);
+
 	if (fd < 0)
 		return;
-	if (read(fd, kind, sizeof(kind) - 1) < 0)
-		kind[0] = 0;
+	if (read(fd, lru_before, sizeof(lru_before) - 1) < 0)
+		lru_before[0] = 0;
 	close(fd);
 }
 
@@ -1744,7 +1740,10 @@ static void keep_kernel_busy(bool on)
 	dm_put_file("/sys/kernel/mm/ksm/sleep_millisecs", "20");
 	/* 2 undoes what was merged. */
 	dm_put_file("/sys/kernel/mm/ksm/run", on ? "1" : "2");
-	keep_lru(on);
+	if (on)
+		remember_lru();
+	else
+		dm_put_file(LRU_GENERATIONS, lru_before);
 }
 
 static int list(void)
